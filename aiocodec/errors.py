@@ -1,0 +1,65 @@
+"""Every error that aiocodec raises on purpose.
+
+    AicError                      1   anything else that went wrong inside
+    ├── ImageError                3   the input is not an image that can be read
+    ├── BitstreamError            4   the .aic file is corrupt or truncated
+    ├── CompatibilityError        5   the file is fine, this installation cannot decode it
+    │   ├── VersionError              a bitstream version or critical feature from the future
+    │   └── ModelError                weights that are missing, damaged, or not those of the file
+    ├── LimitError                6   more pixels or memory than allowed
+    ├── OutputError               7   the output exists or cannot be written
+    └── BatchError                8   some files of a batch failed, the others are done
+
+The number is the exit code of `aic`; 0 is success and 2 is a usage error. Messages are one line and
+name what is wrong; the command line puts the file's name in front.
+"""
+
+
+class AicError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what `aic` exits with."""
+
+    exit_code = 1
+
+
+class ImageError(AicError):
+    """The input is not an image that can be read."""
+
+    exit_code = 3
+
+
+class BitstreamError(AicError):
+    """The .aic file is corrupt or truncated."""
+
+    exit_code = 4
+
+
+class CompatibilityError(AicError):
+    """The file is intact, but this installation cannot decode it."""
+
+    exit_code = 5
+
+
+class VersionError(CompatibilityError):
+    """The file has a bitstream version, flag or chunk that this version does not know."""
+
+
+class ModelError(CompatibilityError):
+    """Weights are missing or damaged, or are not the ones that the file was made with."""
+
+
+class LimitError(AicError):
+    """The image has more pixels, or needs more memory, than allowed."""
+
+    exit_code = 6
+
+
+class OutputError(AicError):
+    """The output exists already or cannot be written."""
+
+    exit_code = 7
+
+
+class BatchError(AicError):
+    """Some files of a batch failed; the others are done."""
+
+    exit_code = 8
