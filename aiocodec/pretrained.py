@@ -1,0 +1,221 @@
+"""The weights that ship with the package: find, verify, load, release.
+
+`weights/manifest.json` names the models, the default first:
+
+    {"models": {"nano": {"config": {...}, "fingerprint": "<16 hex digits>",
+                         "transforms": ["nano.safetensors"], "entropy": ["entropy-<fingerprint>.safetensors"]}},
+     "files": {"<name>": {"bytes": ..., "sha256": "..."}}}
+
+Transforms (g_a, h_a, g_s, and the factorised prior in floating point, which only training needs) are
+float16; an entropy model is the integers of `entropy.FrozenEntropyModel`. Large sets are split into
+parts. Reading the manifest needs neither torch nor numpy.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aiocodec.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aiocodec.entropy import FrozenEntropyModel
+    from aiocodec.model import Model
+
+PART_BYTES = 14 << 20  # a set larger than this is split
+
+
+def _folder() -> Traversable:
+    try:
+        return resources.files("aiocodec.weights")
+    except ModuleNotFoundError:
+        raise ModelError("the weights are not installed") from None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in a folder of weights."""
+
+    folder: Traversable
+    entries: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Traversable | None = None) -> "Manifest":
+        """The manifest of `folder`, by default of the weights in the package."""
+        folder = folder or _folder()
+        try:
+            entries = json.loads((folder / "manifest.json").read_text("utf-8"))
+            entries["models"], entries["files"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"the manifest of the weights cannot be read: {error}") from None
+        return cls(folder, entries)
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models, the default first."""
+        return list(self.entries["models"])
+
+    def fingerprint(self, name: str) -> bytes:
+        """The fingerprint of the entropy model that goes with a model."""
+        return bytes.fromhex(self._entry(name)["fingerprint"])
+
+    def for_fingerprint(self, fingerprint: bytes) -> str:
+        """The preferred model for files with this fingerprint; ModelError where there is none."""
+        for name in self.models:
+            if self.fingerprint(name) == fingerprint:
+                return name
+        raise ModelError(
+            f"made with entropy model {fingerprint.hex()}, which this installation does not have"
+        )
+
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of all weight files of a model."""
+        entry = self._entry(name)
+        return sum(
+            self.entries["files"][file]["bytes"] for file in entry["transforms"] + entry["entropy"]
+        )
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        try:
+            entry: dict[str, Any] = self.entries["models"][name]
+            return entry
+        except KeyError:
+            known = ", ".join(self.models)
+            raise ModelError(f"there are no weights for model {name!r}, only for {known}") from None
+
+    def _tensors(self, files: list[str]) -> "dict[str, Tensor]":
+        from safetensors.torch import load
+
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            try:
+                data = (self.folder / file).read_bytes()
+            except OSError as error:
+                raise ModelError(f"the weights {file} cannot be read: {error.strerror}") from None
+            if hashlib.sha256(data).hexdigest() != self.entries["files"][file]["sha256"]:
+                raise ModelError(f"the weights {file} are damaged (wrong SHA-256)")
+            tensors.update(load(data))
+        return tensors
+
+    def load(self, name: str) -> "Pretrained":
+        """Load and verify a model; ModelError where weights are missing or damaged."""
+        from aiocodec.entropy import FrozenEntropyModel
+        from aiocodec.model import ModelConfig
+
+        entry = self._entry(name)
+        config = ModelConfig.from_dict(entry["config"])
+        frozen = FrozenEntropyModel(
+            config.latents, config.hyper, config.prior_width, self._tensors(entry["entropy"])
+        )
+        if frozen.fingerprint != self.fingerprint(name):
+            raise ModelError(f"the entropy model of {name!r} has another fingerprint than its name")
+        return Pretrained(config, self._tensors(entry["transforms"]), frozen)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A released model: transforms in floating point, an entropy model in integers."""
+
+    config: Any  # model.ModelConfig
+    transforms: "dict[str, Tensor]"
+    frozen: "FrozenEntropyModel"
+
+    @cached_property
+    def model(self) -> "Model":
+        """The float model in evaluation mode: the transforms as they are, the entropy model made
+        trainable again (see FrozenEntropyModel.thaw)."""
+        from aiocodec.model import Model
+
+        model = Model(self.config)
+        model.entropy = self.frozen.thaw()
+        missing, unexpected = model.load_state_dict(
+            {name: tensor.float() for name, tensor in self.transforms.items()}, strict=False
+        )
+        if unexpected or any(not name.startswith("entropy.") for name in missing):
+            raise ModelError(f"the weights of {self.config.name!r} do not fit this version")
+        return model.eval().requires_grad_(False)
+
+
+def release(
+    model: "Model", folder: Path, frozen: "FrozenEntropyModel | None" = None
+) -> "FrozenEntropyModel":
+    """Write a trained model into a folder of weights, and make it the default of the manifest.
+
+    Its entropy model is frozen, unless `frozen` is given: the one that it was trained against.
+    """
+    import numpy as np
+    import torch
+    from safetensors.torch import save
+
+    from aiocodec.entropy import SCALES, Z_MAX, freeze, gaussian_scales
+    from aiocodec.rangecoder import gaussian_tables, quantise
+
+    if frozen is None:
+        pmf = model.entropy.prior_z.pmf()
+        tables, lows = [], []
+        for row in pmf:
+            likely = np.flatnonzero(row > 2.0**-20)
+            low, high = likely[0], likely[-1]
+            tables.append(
+                quantise(np.append(row[low : high + 1], max(0.0, 1 - row[low : high + 1].sum())))
+            )
+            lows.append(low - Z_MAX)
+        tables_z = (np.concatenate(tables), np.array([len(t) for t in tables]), np.array(lows))
+        tables_y = gaussian_tables(gaussian_scales())
+        assert len(tables_y[1]) == SCALES
+        frozen = freeze(model.entropy, tables_y, tables_z)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        entries = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except OSError:
+        entries = {"models": {}, "files": {}}
+    name, fingerprint = model.config.name, frozen.fingerprint.hex()
+
+    def write(stem: str, tensors: "dict[str, Tensor]") -> list[str]:
+        parts: list[dict[str, Tensor]] = [{}]
+        size = 0
+        for key in sorted(tensors):
+            size += tensors[key].nbytes
+            if size > PART_BYTES and parts[-1]:
+                parts.append({})
+                size = tensors[key].nbytes
+            parts[-1][key] = tensors[key].contiguous()
+        names = [
+            f"{stem}{f'-{i}' if len(parts) > 1 else ''}.safetensors" for i in range(len(parts))
+        ]
+        for file, part in zip(names, parts, strict=True):
+            data = save(part)
+            (folder / file).write_bytes(data)
+            entries["files"][file] = {
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        return names
+
+    transforms = {
+        key: value.detach().cpu().half().contiguous()
+        for key, value in model.state_dict().items()
+        if not key.startswith("entropy.") or key.startswith("entropy.prior_z.")
+    }
+    if not all(bool(torch.isfinite(value).all()) for value in transforms.values()):
+        raise ModelError("the trained weights are not finite in float16")
+    entry = {
+        "config": model.config.to_dict(),
+        "fingerprint": fingerprint,
+        "transforms": write(name, transforms),
+        "entropy": write(f"entropy-{fingerprint}", dict(frozen.tensors)),
+    }
+    entries["models"] = {name: entry, **{k: v for k, v in entries["models"].items() if k != name}}
+    used = {f for e in entries["models"].values() for f in e["transforms"] + e["entropy"]}
+    for file in set(entries["files"]) - used:
+        (folder / file).unlink(missing_ok=True)
+        del entries["files"][file]
+    (folder / "manifest.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
+    return frozen

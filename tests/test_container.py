@@ -1,0 +1,403 @@
+"""The container: what is packed comes back, and nothing damaged is ever accepted."""
+
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from aiocodec.container import (
+    DEFAULT_MAX_PIXELS,
+    HEADER_SIZE,
+    MAGIC,
+    VERSION,
+    ChunkType,
+    Container,
+    Flags,
+    Header,
+    pack,
+    pack_latents,
+    unpack,
+    unpack_latents,
+)
+from aiocodec.errors import AicError, BitstreamError, LimitError, VersionError
+
+FINGERPRINT = bytes(range(8))
+HEADER = Header(quality=50, width=640, height=480, fingerprint=FINGERPRINT)
+LATENTS = (ChunkType.LATENTS, pack_latents(b"wordWORD", 0x01234567))
+UNKNOWN = 0xC3  # skippable
+
+GOLDEN = bytes.fromhex(
+    "8a414943 01 00 09 4b"  # magic, version, critical flags, GRAY | ORIENTED, quality 75
+    "2c010000 c8000000"  # 300 x 200
+    "f0e1d2c3b4a59687"  # fingerprint
+    "17000000 d33230c0"  # body length, CRC
+    "01 08 efbeadde 04030201 721a78c6"  # LATENTS: CRC of symbols, one word; CRC
+    "82 03 696363 2843dcc2"  # ICC: "icc"; CRC
+)
+
+
+def u32(value: int) -> bytes:
+    return struct.pack("<I", value)
+
+
+def raw_chunk(type: int, payload: bytes, length: bytes | None = None) -> bytes:
+    """A chunk with a right CRC, by hand; `length` replaces its length bytes."""
+    data = bytes([type]) + (bytes([len(payload)]) if length is None else length) + payload
+    return data + u32(zlib.crc32(data))
+
+
+LATENTS_CHUNK = raw_chunk(*LATENTS)
+
+
+def raw_file(
+    body: bytes = LATENTS_CHUNK,
+    *,
+    version: int = 1,
+    critical: int = 0,
+    flags: int = 0,
+    quality: int = 50,
+    width: int = 640,
+    height: int = 480,
+    fingerprint: bytes = FINGERPRINT,
+    body_length: int | None = None,
+) -> bytes:
+    """A file with a right header CRC, by hand."""
+    length = len(body) if body_length is None else body_length
+    start = b"\x8aAIC" + bytes([version, critical, flags, quality])
+    start += u32(width) + u32(height) + fingerprint + u32(length)
+    return start + u32(zlib.crc32(start)) + body
+
+
+def refused(data: bytes) -> AicError:
+    """The error that `data` ends in; another exception, or none, fails the test."""
+    try:
+        unpack(data)
+    except (BitstreamError, VersionError, LimitError) as error:
+        assert str(error) and "\n" not in str(error)
+        return error
+    raise AssertionError(f"accepted {data.hex()}")
+
+
+def random_container(
+    rng: random.Random, max_payload: int
+) -> tuple[Header, list[tuple[int, bytes]]]:
+    header = Header(
+        quality=rng.randint(0, 100),
+        width=rng.randint(1, 4096),
+        height=rng.randint(1, 65535),
+        fingerprint=rng.randbytes(8),
+        flags=Flags(rng.randrange(256)),
+    )
+    optional = [type for type in ChunkType if type & 0x80]
+    types: list[int] = [ChunkType.LATENTS, *rng.sample(optional, rng.randint(0, len(optional)))]
+    types += [rng.randrange(0x86, 0x100) for _ in range(rng.randint(0, 3))]
+    rng.shuffle(types)
+    return header, [(type, rng.randbytes(rng.randint(0, max_payload))) for type in types]
+
+
+# What is packed comes back
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_round_trip(seed: int) -> None:
+    header, chunks = random_container(random.Random(seed), max_payload=300)
+    data = pack(header, iter(chunks))
+    assert unpack(data) == Container(header, tuple(chunks))
+    assert pack(header, chunks) == data
+
+
+def test_golden() -> None:
+    body = raw_chunk(1, u32(0xDEADBEEF) + bytes([4, 3, 2, 1])) + raw_chunk(0x82, b"icc")
+    fingerprint = bytes.fromhex("f0e1d2c3b4a59687")
+    built = raw_file(body, flags=9, quality=75, width=300, height=200, fingerprint=fingerprint)
+    assert built.hex() == GOLDEN.hex()
+
+    header = Header(75, 300, 200, fingerprint, Flags.GRAY | Flags.ORIENTED)
+    chunks = (
+        (ChunkType.LATENTS, pack_latents(bytes([4, 3, 2, 1]), 0xDEADBEEF)),
+        (ChunkType.ICC, b"icc"),
+    )
+    assert unpack(GOLDEN) == Container(header, chunks)
+    assert pack(header, chunks) == GOLDEN
+
+
+def test_constants_are_those_of_the_format() -> None:
+    assert (MAGIC.hex(), VERSION, HEADER_SIZE, DEFAULT_MAX_PIXELS) == ("8a414943", 1, 32, 2**28)
+    assert (Flags.GRAY, Flags.ALPHA, Flags.SIXTEEN_BIT, Flags.ORIENTED) == (1, 2, 4, 8)
+    assert {type.name: int(type) for type in ChunkType} == {
+        "LATENTS": 0x01,
+        "TILING": 0x02,
+        "ALPHA": 0x81,
+        "ICC": 0x82,
+        "EXIF": 0x83,
+        "XMP": 0x84,
+        "PROVENANCE": 0x85,
+    }
+
+
+def test_get() -> None:
+    container = Container(HEADER, (LATENTS, (ChunkType.XMP, b"xmp"), (ChunkType.ICC, b"")))
+    assert container.get(ChunkType.XMP) == b"xmp"
+    assert container.get(ChunkType.ICC) == b""
+    assert container.get(ChunkType.EXIF) is None
+    assert container.get(UNKNOWN) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "length"),
+    [
+        (0, "00"),
+        (127, "7f"),
+        (128, "8001"),
+        (16383, "ff7f"),
+        (16384, "808001"),
+        (2**21, "80808001"),
+    ],
+)
+def test_length_is_minimal_leb128(size: int, length: str) -> None:
+    data = pack(HEADER, [(ChunkType.EXIF, bytes(size)), LATENTS])
+    assert data[33 : 33 + len(length) // 2].hex() == length
+    assert data[32:-18] == raw_chunk(0x83, bytes(size), bytes.fromhex(length))
+    assert unpack(data).get(ChunkType.EXIF) == bytes(size)
+
+
+@pytest.mark.parametrize("flags", [0x10, 0x80, 0xFF])
+def test_unknown_informative_flags_are_kept(flags: int) -> None:
+    container = unpack(raw_file(flags=flags))
+    assert container.header.flags == flags
+    assert bool(container.header.flags & Flags.GRAY) == bool(flags & 1)
+    assert pack(container.header, container.chunks) == raw_file(flags=flags)
+
+
+def test_unknown_skippable_chunks_are_kept_in_order_and_may_repeat() -> None:
+    chunks = ((UNKNOWN, b"b"), LATENTS, (UNKNOWN, b"a"), (0x80, b""), (0xFF, b"z"))
+    data = raw_file(b"".join(raw_chunk(*chunk) for chunk in chunks))
+    container = unpack(data)
+    assert container.chunks == chunks
+    assert pack(container.header, container.chunks) == data
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "quality"), [(1, 1, 0), (65535, 4096, 100), (4096, 65535, 1)]
+)
+def test_extremes_are_accepted(width: int, height: int, quality: int) -> None:
+    header = unpack(raw_file(width=width, height=height, quality=quality)).header
+    assert (header.width, header.height, header.quality) == (width, height, quality)
+
+
+# Nothing damaged is accepted
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_truncation_is_refused(seed: int) -> None:
+    data = pack(*random_container(random.Random(seed), max_payload=40))
+    for size in range(len(data)):
+        assert isinstance(refused(data[:size]), BitstreamError)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_bit_flip_is_refused(seed: int) -> None:
+    data = pack(*random_container(random.Random(seed), max_payload=40))
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        refused(bytes(flipped))
+
+
+def test_garbage_is_refused() -> None:
+    rng = random.Random(0)
+    for _ in range(1000):
+        refused(rng.randbytes(rng.randrange(64)))
+        refused(MAGIC + rng.randbytes(rng.randrange(64)))
+        refused(raw_file(rng.randbytes(rng.randrange(64))))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x8a", b"\x89PNG\r\n\x1a\n", b"RIFF" + bytes(40)])
+def test_other_files_are_named_as_such(data: bytes) -> None:
+    with pytest.raises(BitstreamError, match=r"not an \.aic file"):
+        unpack(data)
+
+
+def test_trailing_bytes_and_truncation_have_their_own_messages() -> None:
+    with pytest.raises(BitstreamError, match="after the end of the image: 1"):
+        unpack(raw_file() + b"\0")
+    with pytest.raises(BitstreamError, match="truncated: 17 of 18 bytes"):
+        unpack(raw_file()[:-1])
+    with pytest.raises(BitstreamError, match="truncated: 31 of 32 header bytes"):
+        unpack(raw_file()[:31])
+    # A whole second file is trailing bytes too, even though its chunks would follow a header.
+    assert isinstance(refused(raw_file() + raw_file()), BitstreamError)
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_unknown_version(version: int) -> None:
+    for data in (raw_file(version=version), MAGIC + bytes([version])):
+        with pytest.raises(VersionError, match=f"version {version}"):
+            unpack(data)
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_every_critical_flag_is_unknown(bit: int) -> None:
+    with pytest.raises(VersionError, match="critical flags"):
+        unpack(raw_file(critical=1 << bit))
+
+
+@pytest.mark.parametrize("type", [type for type in range(0x80) if type != ChunkType.LATENTS])
+def test_every_other_critical_chunk_is_refused(type: int) -> None:
+    for body in (raw_chunk(type, b"") + LATENTS_CHUNK, LATENTS_CHUNK + raw_chunk(type, b"?")):
+        with pytest.raises(VersionError, match="TILING" if type == 2 else f"0x{type:02x}"):
+            unpack(raw_file(body))
+
+
+@pytest.mark.parametrize("type", [type for type in ChunkType if type != ChunkType.TILING])
+def test_known_types_occur_at_most_once(type: ChunkType) -> None:
+    body = LATENTS_CHUNK + raw_chunk(type, b"1")
+    if type != ChunkType.LATENTS:
+        body += raw_chunk(type, b"1")
+    with pytest.raises(BitstreamError, match=f"more than one {type.name}"):
+        unpack(raw_file(body))
+
+
+@pytest.mark.parametrize("body", [b"", raw_chunk(0x82, b"icc")])
+def test_latents_are_required(body: bytes) -> None:
+    with pytest.raises(BitstreamError, match="no LATENTS"):
+        unpack(raw_file(body))
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ("8000", "needless zeros"),
+        ("808080808000", "does not end"),
+        ("ffffffffff01", "does not end"),
+        ("8080808000", "needless zeros"),
+        ("8100", "needless zeros"),
+        ("ffffffff7f", "past the end"),
+        ("7f", "past the end"),
+    ],
+)
+def test_bad_chunk_lengths(length: str, message: str) -> None:
+    body = LATENTS_CHUNK + raw_chunk(UNKNOWN, b"", bytes.fromhex(length))
+    with pytest.raises(BitstreamError, match=message):
+        unpack(raw_file(body))
+
+
+@pytest.mark.parametrize("rest", ["c3", "c300", "c3000000", "c380", "c3ffffffff"])
+def test_body_that_ends_within_a_chunk(rest: str) -> None:
+    assert isinstance(refused(raw_file(LATENTS_CHUNK + bytes.fromhex(rest))), BitstreamError)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"quality": 101},
+        {"quality": 255},
+        {"width": 0},
+        {"height": 0},
+        {"width": 65536},
+        {"height": 2**32 - 1},
+    ],
+)
+def test_header_values_out_of_range(field: dict[str, int]) -> None:
+    assert isinstance(refused(raw_file(**field)), BitstreamError)  # type: ignore[arg-type]
+
+
+# The pixel limit
+
+
+def test_pixel_limit_is_inclusive() -> None:
+    data = raw_file(width=10, height=7)
+    assert unpack(data, max_pixels=70).header.width == 10
+    with pytest.raises(LimitError, match=r"10x7 .* 69"):
+        unpack(data, max_pixels=69)
+    assert isinstance(refused(raw_file(width=65535, height=65535)), LimitError)
+
+
+@pytest.mark.parametrize("body", [b"", b"garbage", LATENTS_CHUNK])
+def test_pixel_limit_comes_before_the_body(body: bytes) -> None:
+    data = raw_file(body, width=65535, height=65535, body_length=2**32 - 1)
+    assert isinstance(refused(data), LimitError)
+
+
+def test_pixel_limit_comes_after_the_header_crc() -> None:
+    data = bytearray(raw_file(width=65535, height=65535))
+    data[30] ^= 1
+    assert isinstance(refused(bytes(data)), BitstreamError)
+
+
+# Errors of the caller
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        Header(-1, 1, 1, FINGERPRINT),
+        Header(101, 1, 1, FINGERPRINT),
+        Header(50, 0, 1, FINGERPRINT),
+        Header(50, 1, 65536, FINGERPRINT),
+        Header(50, 1, 1, FINGERPRINT[:7]),
+        Header(50, 1, 1, FINGERPRINT + b"8"),
+        Header(50, 1, 1, FINGERPRINT, Flags(256)),
+        Header(50, 1, 1, FINGERPRINT, version=2),
+    ],
+)
+def test_pack_refuses_bad_headers(header: Header) -> None:
+    with pytest.raises(ValueError):
+        pack(header, [LATENTS])
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [],
+        [(ChunkType.ICC, b"")],
+        [LATENTS, LATENTS],
+        [LATENTS, (ChunkType.ICC, b"1"), (ChunkType.ICC, b"2")],
+        [LATENTS, (ChunkType.TILING, b"")],
+        [LATENTS, (0x03, b"")],
+        [LATENTS, (-1, b"")],
+        [LATENTS, (256, b"")],
+    ],
+)
+def test_pack_refuses_bad_chunks(chunks: list[tuple[int, bytes]]) -> None:
+    with pytest.raises(ValueError):
+        pack(HEADER, chunks)
+
+
+# The latents payload
+
+
+@pytest.mark.parametrize("words", [b"", b"word", b"wordWORD"])
+@pytest.mark.parametrize("crc", [0, 0x01020304, 2**32 - 1])
+def test_latents_round_trip(words: bytes, crc: int) -> None:
+    payload = pack_latents(words, crc)
+    assert payload == u32(crc) + words
+    assert unpack_latents(payload) == (words, crc)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 5, 6, 7, 9])
+def test_latents_of_an_impossible_length(size: int) -> None:
+    with pytest.raises(BitstreamError, match="LATENTS"):
+        unpack_latents(bytes(size))
+
+
+@pytest.mark.parametrize(("words", "crc"), [(b"wor", 0), (b"words", 0), (b"", -1), (b"", 2**32)])
+def test_pack_latents_refuses_bad_arguments(words: bytes, crc: int) -> None:
+    with pytest.raises(ValueError):
+        pack_latents(words, crc)
+
+
+# Imports
+
+
+def test_import_is_light() -> None:
+    code = "import sys, aiocodec.container; print({'numpy', 'torch'} & set(sys.modules))"
+    root = Path(__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"

@@ -1,0 +1,1 @@
+"""Trained weights, found by aiocodec.pretrained."""
