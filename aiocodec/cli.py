@@ -1,21 +1,24 @@
 """The command line; the only module that prints or exits.
 
-Exit codes: 0 done, 1 internal error, 2 usage, 3 unreadable image, 4 corrupt or truncated .aic,
-5 unsupported version or other model, 6 limit exceeded, 7 output exists or cannot be written, 8 some
-files of a batch failed, 130 interrupted. torch, numpy and Pillow are imported only by what needs them.
+An error is one line on stderr and one of EXIT_CODES, never a traceback (unless AIC_DEBUG is set).
+torch, numpy and Pillow are imported only by the commands that need them, so that `--help` and `info`
+start at once.
 """
 
+import functools
+import io
 import json
+import math
 import os
 import signal
+import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -26,17 +29,33 @@ from aiocodec.errors import (
     BatchError,
     BitstreamError,
     ImageError,
+    LimitError,
+    ModelError,
     OutputError,
 )
 
 if TYPE_CHECKING:
     from aiocodec.codec import Codec
 
-EPILOG = (
-    "Exit codes: 0 done, 1 internal error, 2 usage, 3 unreadable image, 4 corrupt or truncated .aic, "
-    "5 unsupported version or other model, 6 limit exceeded, 7 output exists or cannot be written, "
-    "8 some files of a batch failed, 130 interrupted."
-)
+EXIT_CODES = {
+    0: "done",
+    1: "internal error",
+    2: "wrong usage",
+    3: "an image that cannot be read",
+    4: "an .aic file that is corrupt, truncated or cannot be read",
+    5: "an .aic file of an unsupported version or another model, or no weights",
+    6: "a limit is exceeded: pixels, memory or file size",
+    7: "the output exists or cannot be written",
+    8: "some files of a batch failed, the others are done",
+    130: "interrupted",
+    143: "terminated",
+}
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:5}  {text}" for code, text in EXIT_CODES.items())
+
+MODELS = ("nano", "fast", "s", "l")  # the names in model.VARIANTS, which torch is needed to read
+DEFAULT_QUALITY = 50
+
+Row = dict[str, Any]  # what is reported of a file; keys as in the JSON
 
 
 # --------------------------------------------------------------------------- files
@@ -45,136 +64,201 @@ EPILOG = (
 def read_input(path: str, error: type[AicError]) -> bytes:
     """The bytes of a file, or of stdin for "-"; `error` where they cannot be read."""
     try:
-        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if path != "-":
+            return Path(path).read_bytes()
+        if sys.stdin is None:
+            raise error("stdin is closed")
+        if sys.stdin.isatty():
+            raise error("stdin is a terminal, give a file or a pipe")
+        return sys.stdin.buffer.read()
     except OSError as fault:
         raise error(f"cannot be read: {fault.strerror}") from None
 
 
 def check_output(path: str, force: bool) -> None:
-    """OutputError where `path` is not a place that may be written."""
+    """OutputError where `path`, or stdout for "-", is not a place that may be written."""
     if path == "-":
+        if sys.stdout is None:
+            raise OutputError("stdout is closed")
+        if sys.stdout.isatty() and not force:
+            raise OutputError("stdout is a terminal; --force writes there all the same")
         return
-    if Path(path).is_dir():
-        raise OutputError(f"{path} is a folder")
-    if not Path(path).absolute().parent.is_dir():
-        raise OutputError(f"the folder {Path(path).parent} does not exist")
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise OutputError(f"{path} is a folder; --out-dir writes into it")
+    if not os.path.isdir(folder):
+        raise OutputError(f"the folder {folder} does not exist")
+    if is_special(path):
+        return
     if not force and os.path.lexists(path):
         raise OutputError(f"{path} exists already; --force overwrites it")
+    if not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK):
+        raise OutputError(f"the folder of {path} cannot be written")
+
+
+def is_special(path: str) -> bool:
+    """Whether `path` is a device or a pipe, which is written in place and never overwritten."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def write_output(path: str, data: bytes, force: bool) -> None:
     """Write a whole file or none: into a temporary file beside it, synced, then renamed."""
+    check_output(path, force)
     if path == "-":
         try:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         except OSError as fault:
-            # the interpreter would try to flush once more at exit, and complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            abandon(sys.stdout)
             raise OutputError(f"stdout cannot be written: {fault.strerror}") from None
         return
-    check_output(path, force)
-    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe: nothing to rename
-        try:
-            Path(path).write_bytes(data)
-        except OSError as fault:
-            raise OutputError(f"{path} cannot be written: {fault.strerror}") from None
-        return
-    temporary = None
+    target = os.path.realpath(path)
+    temporary = os.path.join(os.path.dirname(target), f".aic-{os.urandom(8).hex()}")
     try:
-        target = os.path.realpath(path)
-        handle, temporary = tempfile.mkstemp(prefix=".aic-", dir=os.path.dirname(target))
-        with os.fdopen(handle, "wb") as file:
+        if is_special(target):
+            Path(target).write_bytes(data)
+            return
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        if os.path.exists(target):
+            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
         os.replace(temporary, target)
-        temporary = None
     except OSError as fault:
         raise OutputError(f"{path} cannot be written: {fault.strerror}") from None
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
+    finally:  # signals come through here too
+        with suppress(OSError):
+            os.unlink(temporary)
 
 
-def pair_outputs(paths: Sequence[str], out_dir: str | None, suffix: str) -> list[tuple[str, str]]:
-    """(input, output) for the paths of a command: IN [OUT] without --out-dir, inputs with it."""
+def pair_outputs(
+    paths: Sequence[str], out_dir: str | None, suffix: str, is_input: Callable[[str], bool]
+) -> list[tuple[str, str]]:
+    """(input, output) for the paths of a command: IN [OUT] without --out-dir, inputs with it.
+
+    `is_input` tells from a name whether it is that of another input: `aic encode -f *.png` must not
+    overwrite the second of two pictures with the first.
+    """
     if out_dir is None:
-        if len(paths) > 2:
-            raise click.UsageError("more than one input needs --out-dir")
+        if len(paths) > 2 or (len(paths) == 2 and is_input(paths[1])):
+            raise click.UsageError(f"more than one input ({paths[1]}) needs --out-dir")
         source = paths[0]
         if len(paths) == 2:
             return [(source, paths[1])]
-        return [(source, "-" if source == "-" else str(Path(source).with_suffix(suffix)))]
+        return [(source, "-" if source == "-" else os.path.splitext(source)[0] + suffix)]
     if "-" in paths:
         raise click.UsageError("stdin cannot be combined with --out-dir")
-    try:
-        Path(out_dir).mkdir(exist_ok=True)
-    except OSError as fault:
-        raise OutputError(f"the folder {out_dir} cannot be made: {fault.strerror}") from None
-    return [(path, str(Path(out_dir) / (Path(path).stem + suffix))) for path in paths]
+    if not os.path.isdir(out_dir):
+        try:
+            os.mkdir(out_dir)
+        except OSError as fault:
+            raise OutputError(f"the folder {out_dir} cannot be made: {fault.strerror}") from None
+    stems = (os.path.splitext(os.path.basename(path))[0] for path in paths)
+    return [
+        (path, os.path.join(out_dir, stem + suffix))
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+
+
+def is_same_file(source: str, target: str) -> bool:
+    """Whether two paths lead to the same ordinary file."""
+    return os.path.isfile(source) and os.path.isfile(target) and os.path.samefile(source, target)
 
 
 # --------------------------------------------------------------------------- reporting
 
 
-@dataclass(frozen=True)
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines. What would garble the terminal is shown as "?", in names of files for example."""
+    text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    try:
+        click.echo(text, err=err)
+    except OSError as fault:
+        abandon(sys.stderr if err else sys.stdout)
+        if not err:
+            raise OutputError(f"stdout cannot be written: {fault.strerror}") from None
+
+
+def abandon(stream: IO[str] | None) -> None:
+    """Let what a broken stream still buffers go nowhere: the interpreter would try to write it once
+    more at its end, and complain."""
+    if stream is not None:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@dataclass
 class Reporter:
-    """What a command says while it works: lines for people on stderr, JSON on stdout.
+    """What a command says of its files while it works, and of those that fail."""
 
-    Where stdout carries a file, JSON goes to stderr too.
-    """
-
-    quiet: bool
-    verbose: bool
+    lines: Callable[[Row], list[str]]  # the report for people
     as_json: bool
-    stdout_is_data: bool
+    quiet: bool = False  # errors only
+    lines_err: bool = True  # lines go to stderr
+    json_err: bool = False  # JSON goes to stderr, because stdout carries a file
+    bar_shown: bool = False
 
-    def done(self, row: dict[str, Any]) -> None:
+    def done(self, row: Row) -> None:
         """One file is finished."""
         if self.as_json:
-            click.echo(json.dumps(row), err=self.stdout_is_data)
+            self._say(json.dumps(row), err=self.json_err)
         elif not self.quiet:
-            line = (
-                f"{row['input']} -> {row['output']}: {row['width']}x{row['height']}, {row['bytes']} bytes, "
-                f"{row['bpp']:.3f} bpp, quality {row['quality']}, {row['seconds']:.2f} s"
-            )
-            click.echo(
-                line + (f", {row['model']} on {row['device']}" if self.verbose else ""), err=True
-            )
+            self._say(*self.lines(row), err=self.lines_err)
 
     def failed(self, path: str, error: AicError) -> None:
         """One file could not be done."""
         if self.as_json:
             row = {"input": path, "error": str(error), "exit_code": error.exit_code}
-            click.echo(json.dumps(row), err=self.stdout_is_data)
-        click.echo(f"aic: {path}: {error}", err=True)
+            self._say(json.dumps(row), err=self.json_err)
+        if not (self.as_json and self.json_err):
+            self._say(f"aic: {path}: {error}", err=True)
+
+    @contextmanager
+    def progress(self, count: int) -> Iterator[Callable[[], None]]:
+        """A bar on stderr for more than one file, where lines go there and it is a terminal; gives
+        the function that advances it."""
+        lines = self.lines_err and not self.quiet and not self.as_json
+        if count < 2 or not lines or sys.stderr is None or not sys.stderr.isatty():
+            yield lambda: None
+            return
+        with click.progressbar(length=count, file=sys.stderr, show_pos=True) as bar:
+            self.bar_shown = True
+            try:
+                yield lambda: bar.update(1)
+            finally:
+                self.bar_shown = False
+
+    def _say(self, *lines: str, err: bool) -> None:
+        if self.bar_shown:  # its next step draws it again, below
+            click.echo("\r\x1b[K", nl=False, err=True)
+        say(*lines, err=err)
 
 
 def run_batch(
-    pairs: Sequence[tuple[str, str]],
-    work: Callable[[str, str], dict[str, Any]],
-    reporter: Reporter,
+    pairs: Sequence[tuple[str, str]], work: Callable[[str, str], Row], reporter: Reporter
 ) -> None:
-    """Do every file. One alone fails with its own error; of several, the others are still done and
-    a BatchError follows."""
+    """Do every (input, output). One alone fails with its own error; of several, the others are still
+    done and a BatchError follows."""
     failures: list[AicError] = []
-    seen: set[str] = set()
-    with progress(len(pairs), hidden=reporter.quiet or reporter.as_json) as advance:
+    written: set[str] = set()
+    with reporter.progress(len(pairs)) as advance:
         for source, target in pairs:
             try:
-                if target != "-" and target in seen:
-                    raise OutputError(f"another input of this call was written to {target}")
-                seen.add(target)
+                if target in written:
+                    raise OutputError(f"{target} has just been written, from another input")
+                if target != "-" and is_same_file(source, target):
+                    raise OutputError("the output is the input")
                 row = work(source, target)
-            except AicError as error:
+            except click.UsageError:
+                raise
+            except Exception as fault:
+                error = as_aic_error(fault)
                 reporter.failed(source, error)
                 failures.append(error)
             else:
+                if target != "-":
+                    written.add(target)
                 reporter.done(row)
             advance()
     if failures and len(pairs) == 1:
@@ -183,30 +267,18 @@ def run_batch(
         raise BatchError(f"{len(failures)} of {len(pairs)} files failed")
 
 
-@contextmanager
-def progress(count: int, hidden: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr for more than one file, where stderr is a terminal."""
-    if hidden or count < 2 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    with click.progressbar(length=count, file=sys.stderr, show_pos=True) as bar:
-        yield lambda: bar.update(1)
-
-
-@contextmanager
-def named(path: str) -> Iterator[None]:
-    """Turn what should never happen while a file is done into a line that names the exception."""
-    try:
-        yield
-    except (AicError, click.ClickException, click.exceptions.Exit):
-        raise
-    except Exception as fault:
-        if os.environ.get("AIC_DEBUG"):
-            raise
-        text = str(fault).splitlines()
-        raise AicError(
-            f"internal error: {type(fault).__name__}: {text[0] if text else ''} (AIC_DEBUG=1 shows more)"
-        ) from None
+def as_aic_error(fault: Exception) -> AicError:
+    """The error to report for an exception: itself, or what should never happen by its name."""
+    if isinstance(fault, AicError):
+        return fault
+    if os.environ.get("AIC_DEBUG"):
+        raise fault
+    if isinstance(fault, MemoryError):
+        return LimitError("not enough memory")
+    text = " ".join(str(fault).split())[:200]
+    return AicError(
+        f"internal error: {type(fault).__name__}: {text} (AIC_DEBUG=1 shows the traceback)"
+    )
 
 
 # --------------------------------------------------------------------------- commands
@@ -221,18 +293,9 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 metavar="DIR",
                 help="Write every output into this folder; allows several inputs.",
             ),
-            click.option(
-                "--model", metavar="NAME", help="Transforms to use; by default the best that fits."
-            ),
-            click.option(
-                "--device",
-                type=click.Choice(["auto", "cpu", "cuda"]),
-                default="auto",
-                show_default=True,
-            ),
-            click.option(
-                "--threads", type=click.IntRange(1), help="CPU threads; by default all cores."
-            ),
+            model_option,
+            device_option,
+            threads_option,
             click.option(
                 "--max-pixels",
                 type=click.IntRange(1),
@@ -252,6 +315,22 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+model_option = click.option(
+    "--model", type=click.Choice(MODELS), help="Transforms to use; by default the best that fits."
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto is cuda where there is one.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads; by default all cores."
+)
+
+
+@functools.cache
 def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
     """Import torch and load a model; UsageError for a device that is not there."""
     import torch
@@ -265,7 +344,9 @@ def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
     return Codec(model, device)
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    epilog=EPILOG, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="aic")
 def cli() -> None:
     """Compress photographs, and restore them on the way: noise goes in, a clean picture comes out."""
@@ -277,9 +358,7 @@ def cli() -> None:
     "-q",
     "--quality",
     type=click.IntRange(0, 100),
-    default=50,
-    show_default=True,
-    help="0 smallest, 100 best.",
+    help=f"0 smallest, 100 best; by default {DEFAULT_QUALITY}.",
 )
 @click.option(
     "--target-bpp",
@@ -292,7 +371,7 @@ def cli() -> None:
 @common_options
 def encode(
     paths: tuple[str, ...],
-    quality: int,
+    quality: int | None,
     target_bpp: float | None,
     max_bytes: int | None,
     strip: bool,
@@ -312,43 +391,43 @@ def encode(
     IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .aic. Several
     inputs need --out-dir.
     """
-    if target_bpp is not None and max_bytes is not None:
-        raise click.UsageError("--target-bpp and --max-bytes exclude each other")
-    pairs = pair_outputs(paths, out_dir, ".aic")
-    reporter = Reporter(quiet, verbose, as_json, any(target == "-" for _, target in pairs))
-    codec: Codec | None = None
+    from aiocodec.image import read
 
-    def work(source: str, target: str) -> dict[str, Any]:
-        nonlocal codec
-        from aiocodec.image import read
+    if sum(goal is not None for goal in (quality, target_bpp, max_bytes)) > 1:
+        raise click.UsageError("--quality, --target-bpp and --max-bytes exclude each other")
+    if target_bpp is not None and not math.isfinite(target_bpp):
+        raise click.BadParameter(f"{target_bpp} is not finite", param_hint="--target-bpp")
+    pairs = pair_outputs(paths, out_dir, ".aic", is_picture_name)
+    lines = functools.partial(coding_lines, verbose=verbose)
+    reporter = Reporter(lines, as_json, quiet, json_err=pairs[0][1] == "-")
 
+    def work(source: str, target: str) -> Row:
         started = time.perf_counter()
-        with named(source):
-            check_output(target, force)
-            picture = read(read_input(source, ImageError), max_pixels=max_pixels)
-            codec = codec or load_codec(model, device, threads)
-            height, width, _ = picture.rgb.shape
-            limit = max_bytes if target_bpp is None else int(target_bpp * width * height / 8)
-            used = quality
-            if limit is None:
-                data = codec.encode(picture, quality, strip=strip, verify=verify)
-            else:
-                data, used = codec.encode_to_size(picture, limit, strip=strip, verify=verify)
-            write_output(target, data, force)
-        return {
-            "input": source,
-            "output": target,
-            "width": width,
-            "height": height,
-            "bytes": len(data),
-            "bpp": round(8 * len(data) / (width * height), 5),
-            "quality": used,
-            "model": codec.name,
-            "device": codec.device.type,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        check_output(target, force)
+        picture = read(read_input(source, ImageError), max_pixels=max_pixels)
+        codec = load_codec(model, device, threads)
+        height, width, _ = picture.rgb.shape
+        limit = max_bytes if target_bpp is None else int(target_bpp * width * height / 8)
+        if limit is None:
+            used = DEFAULT_QUALITY if quality is None else quality
+            data = codec.encode(picture, used, strip=strip, verify=verify)
+        else:
+            data, used = codec.encode_to_size(picture, limit, strip=strip, verify=verify)
+        write_output(target, data, force)
+        return coding_row(source, target, (width, height), len(data), used, codec, started)
 
     run_batch(pairs, work, reporter)
+
+
+def is_picture_name(path: str) -> bool:
+    """Whether the suffix of `path` is that of an image format."""
+    from aiocodec.image import format_of
+
+    try:
+        format_of(path)
+    except OutputError:
+        return False
+    return True
 
 
 @cli.command(epilog=EPILOG)
@@ -375,86 +454,114 @@ def decode(
     IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .png; its suffix
     names the format. Several inputs need --out-dir.
     """
-    from aiocodec.image import format_of
+    from aiocodec.image import format_of, write
+    from aiocodec.pretrained import Manifest
 
-    chosen = format_of(f"x.{format_name}") if format_name else None
-    pairs = pair_outputs(paths, out_dir, f".{format_name.lower()}" if format_name else ".png")
-    reporter = Reporter(quiet, verbose, as_json, any(target == "-" for _, target in pairs))
-    codecs: dict[str, Codec] = {}
+    suffix = f".{format_name.lower()}" if format_name else ".png"
+    try:
+        default_format = format_of(f"x{suffix}")
+    except OutputError as error:
+        raise click.BadParameter(str(error), param_hint="--format") from None
+    pairs = pair_outputs(paths, out_dir, suffix, is_aic_name)
+    out_is_given = out_dir is None and len(paths) == 2 and paths[1] != "-"
+    lines = functools.partial(coding_lines, verbose=verbose)
+    reporter = Reporter(lines, as_json, quiet, json_err=pairs[0][1] == "-")
 
-    def work(source: str, target: str) -> dict[str, Any]:
-        from aiocodec.image import write
-        from aiocodec.pretrained import Manifest
-
+    def work(source: str, target: str) -> Row:
         started = time.perf_counter()
-        with named(source):
-            check_output(target, force)
-            format = chosen or ("PNG" if target == "-" else format_of(target))
-            data = read_input(source, BitstreamError)
-            container = unpack(data, max_pixels=max_pixels)
-            unpack_latents(container.get(ChunkType.LATENTS) or b"")
-            name = model or Manifest.read().for_fingerprint(container.header.fingerprint)
-            if name not in codecs:
-                codecs[name] = load_codec(name, device, threads)
-            picture = codecs[name].decode(container)
-            write_output(target, write(picture, format), force)
+        format = format_of(target) if out_is_given and not format_name else default_format
+        check_output(target, force)
+        data = read_input(source, BitstreamError)
+        container = unpack(data, max_pixels=max_pixels)
+        unpack_latents(container.get(ChunkType.LATENTS) or b"")
         header = container.header
-        return {
-            "input": source,
-            "output": target,
-            "width": header.width,
-            "height": header.height,
-            "bytes": len(data),
-            "bpp": round(8 * len(data) / (header.width * header.height), 5),
-            "quality": header.quality,
-            "model": name,
-            "device": codecs[name].device.type,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        name = model or Manifest.read().for_fingerprint(header.fingerprint)
+        codec = load_codec(name, device, threads)
+        write_output(target, write(codec.decode(container), format), force)
+        size = header.width, header.height
+        return coding_row(source, target, size, len(data), header.quality, codec, started)
 
     run_batch(pairs, work, reporter)
 
 
+def is_aic_name(path: str) -> bool:
+    """Whether `path` has the suffix .aic."""
+    return path.lower().endswith(".aic")
+
+
+def coding_row(
+    source: str,
+    target: str,
+    size: tuple[int, int],
+    length: int,
+    quality: int,
+    codec: "Codec",
+    started: float,
+) -> Row:
+    """What encode and decode report of a picture of `size` and its .aic file of `length` bytes."""
+    width, height = size
+    return {
+        "input": source,
+        "output": target,
+        "width": width,
+        "height": height,
+        "bytes": length,
+        "bpp": round(8 * length / (width * height), 5),
+        "quality": quality,
+        "model": codec.name,
+        "device": codec.device.type,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def coding_lines(row: Row, verbose: bool) -> list[str]:
+    """The same for people."""
+    line = (
+        f"{row['input']} -> {row['output']}: {row['width']}x{row['height']}, {row['bytes']} bytes, "
+        f"{row['bpp']:.3f} bpp, quality {row['quality']}, {row['seconds']:.2f} s"
+    )
+    return [line + (f", {row['model']} on {row['device']}" if verbose else "")]
+
+
 @cli.command(epilog=EPILOG)
 @click.argument("paths", metavar="[IN]...", nargs=-1)
-@click.option("--model", "model_name", metavar="NAME", help="Describe a model instead of files.")
+@click.option("--model", type=click.Choice(MODELS), help="Describe a model instead of files.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
-def info(paths: tuple[str, ...], model_name: str | None, as_json: bool) -> None:
+def info(paths: tuple[str, ...], model: str | None, as_json: bool) -> None:
     """Say what .aic files hold, or with --model what a model costs."""
-    if (model_name is None) == (not paths):
+    if (model is None) == (not paths):
         raise click.UsageError("give either files or --model NAME")
-    if model_name is not None:
-        row = describe_model(model_name)
-        click.echo(
-            json.dumps(row) if as_json else "\n".join(f"{k:<22} {v}" for k, v in row.items())
-        )
+    if model is not None:
+        row = describe_model(model)
+        say(*([json.dumps(row)] if as_json else table(row)))
         return
 
-    reporter = Reporter(quiet=True, verbose=False, as_json=as_json, stdout_is_data=False)
+    def work(source: str, target: str) -> Row:
+        data = read_input(source, BitstreamError)
+        return describe(source, data, unpack(data, max_pixels=1 << 32))
 
-    def work(source: str, target: str) -> dict[str, Any]:
-        with named(source):
-            data = read_input(source, BitstreamError)
-            row = describe(source, data, unpack(data, max_pixels=1 << 32))
-        if not as_json:
-            click.echo("\n".join(f"{k:<12} {v}" for k, v in row.items()))
-        return row
+    def lines(row: Row) -> list[str]:
+        return table(row) + ([""] if len(paths) > 1 else [])
 
-    run_batch([(path, "-") for path in paths], work, reporter)
+    run_batch([(path, "-") for path in paths], work, Reporter(lines, as_json, lines_err=False))
 
 
-def describe(path: str, data: bytes, container: Container) -> dict[str, Any]:
+def describe(path: str, data: bytes, container: Container) -> Row:
     """What `aic info` says of a file."""
     from aiocodec.pretrained import Manifest
 
     header = container.header
-    words, _ = unpack_latents(container.get(ChunkType.LATENTS) or b"")
-    decodes_with: str | None = None
-    with suppress(AicError):
-        decodes_with = Manifest.read().for_fingerprint(header.fingerprint)
+    unpack_latents(container.get(ChunkType.LATENTS) or b"")
+    model: str | None = None
+    with suppress(ModelError):
+        model = Manifest.read().for_fingerprint(header.fingerprint)
     provenance = container.get(ChunkType.PROVENANCE)
+    chunks: dict[str, int] = {}
+    for kind, payload in container.chunks:
+        name = ChunkType(kind).name.lower() if kind in list(ChunkType) else f"0x{kind:02x}"
+        chunks[name] = chunks.get(name, 0) + len(payload)
     return {
-        "file": path,
+        "input": path,
         "bytes": len(data),
         "version": header.version,
         "width": header.width,
@@ -465,38 +572,55 @@ def describe(path: str, data: bytes, container: Container) -> dict[str, Any]:
             flag.name.lower() for flag in type(header.flags) if flag in header.flags and flag.name
         ],
         "fingerprint": header.fingerprint.hex(),
-        "model": decodes_with,
+        "model": model,  # the one that decodes it here
         "encoder": provenance.decode("utf-8", "replace") if provenance else None,
-        "latents": len(words),
-        "chunks": {
-            ChunkType(kind).name.lower() if kind in set(ChunkType) else f"0x{kind:02x}": len(
-                payload
-            )
-            for kind, payload in container.chunks
-        },
+        "chunks": chunks,  # bytes
     }
 
 
-def describe_model(name: str) -> dict[str, Any]:
+def describe_model(name: str) -> Row:
     """What `aic info --model` says; the only part of `info` that imports torch."""
     from aiocodec.model import VARIANTS, complexity
     from aiocodec.pretrained import Manifest
 
-    if name not in VARIANTS:
-        raise click.UsageError(f"there is no model {name!r}; there are {', '.join(VARIANTS)}")
-    manifest = Manifest.read()
     cost = complexity(VARIANTS[name])
-    trained = name in manifest.models
-    return {
+    row: Row = {
         "model": name,
-        "default": manifest.models[:1] == [name],
-        "parameters": sum(cost.parameters.values()),
-        **{f"parameters {part}": count for part, count in cost.parameters.items()},
-        "MACs at 256x256": sum(cost.macs.values()),
-        **{f"MACs {part}": count for part, count in cost.macs.items()},
-        "weight bytes": manifest.weight_bytes(name) if trained else None,
-        "fingerprint": manifest.fingerprint(name).hex() if trained else None,
+        "parameters": {"total": sum(cost.parameters.values()), **cost.parameters},
+        "macs_256x256": {"total": sum(cost.macs.values()), **cost.macs},
+        "weight_bytes": None,  # no weights of this model are installed
+        "fingerprint": None,
+        "default": False,
     }
+    with suppress(ModelError):
+        manifest = Manifest.read()
+        row["weight_bytes"] = manifest.weight_bytes(name)
+        row["fingerprint"] = manifest.fingerprint(name).hex()
+        row["default"] = manifest.models[0] == name
+    return row
+
+
+def table(row: Row) -> list[str]:
+    """A row for people: a line for every value, numbers in groups of three digits."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, int):
+            return f"{value:,}"
+        if isinstance(value, list):
+            return ", ".join(value) or "none"
+        return "none" if value is None else str(value)
+
+    flat: Row = {}
+    for key, value in row.items():
+        key = key.replace("_", " ")
+        if isinstance(value, dict):
+            flat |= {f"{key} {part}": amount for part, amount in value.items()}
+        else:
+            flat[key] = value
+    width = max(map(len, flat))
+    return [f"{key:<{width}}  {text(value)}" for key, value in flat.items()]
 
 
 @cli.command(epilog=EPILOG)
@@ -508,6 +632,7 @@ def describe_model(name: str) -> dict[str, Any]:
     type=click.IntRange(0, 100),
     multiple=True,
     default=(10, 30, 50, 70, 90),
+    show_default=True,
 )
 @click.option(
     "--sigma",
@@ -515,13 +640,12 @@ def describe_model(name: str) -> dict[str, Any]:
     type=click.FloatRange(0, 255),
     multiple=True,
     default=(0.0,),
+    show_default=True,
     help="Gaussian noise, of 255.",
 )
-@click.option("--model", metavar="NAME")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-@click.option("--threads", type=click.IntRange(1))
+@model_option
+@device_option
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
 def evaluate(
     folder: Path,
@@ -533,20 +657,19 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Rate and PSNR of real files over a folder of clean images, coded as they are or with noise."""
-    with named(str(folder)):
-        codec = load_codec(model, device, threads)
-        from aiocodec.evaluate import rd_table
+    codec = load_codec(model, device, threads)
+    from aiocodec.evaluate import rd_table
 
-        if not as_json:
-            click.echo("sigma  quality      bpp     PSNR   encode   decode")
-        for sigma in sigmas:
-            for row in rd_table(codec, folder, qualities, sigma):
-                click.echo(
-                    json.dumps(row)
-                    if as_json
-                    else f"{sigma:5g} {row['quality']:8d} {row['bpp']:8.4f} {row['psnr']:8.3f}"
-                    f" {row['encode_seconds']:6.2f} s {row['decode_seconds']:6.2f} s"
-                )
+    if not as_json:
+        say("sigma  quality      bpp     PSNR   encode   decode")
+    for sigma in sigmas:
+        for row in rd_table(codec, folder, qualities, sigma):
+            say(
+                json.dumps(row)
+                if as_json
+                else f"{sigma:5g} {row['quality']:8d} {row['bpp']:8.4f} {row['psnr']:8.3f}"
+                f" {row['encode_seconds']:6.2f} s {row['decode_seconds']:6.2f} s"
+            )
 
 
 @cli.command(epilog=EPILOG)
@@ -556,7 +679,7 @@ def evaluate(
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of checkpoint and log."
 )
-@click.option("--variant", default="nano", show_default=True, help="nano, fast, s or l.")
+@click.option("--variant", type=click.Choice(MODELS), default="nano", show_default=True)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True)
 @click.option(
     "--patch", type=click.IntRange(64), default=128, show_default=True, help="Side at the start."
@@ -578,9 +701,7 @@ def evaluate(
     help="Folder of clean images.",
 )
 @click.option("--pretrained", is_flag=True, help="Start from the released weights of the variant.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@device_option
 @click.option(
     "--release",
     type=click.Path(path_type=Path),
@@ -605,117 +726,90 @@ def train(
     Without FOLDER, only --release the checkpoint that OUT has. Patches grow to 1.5 and 2 times their
     side after 65 and 88 % of the time, the batch shrinks with their area.
     """
-    with named(str(folder or out)):
-        if folder is not None:
-            run_training(
-                folder,
-                out,
-                variant,
-                minutes,
-                patch,
-                batch,
-                clean,
-                seed,
-                validation,
-                pretrained,
-                device,
-            )
-        elif release is None:
-            raise click.UsageError("give a FOLDER to train on, or --release")
-        if release is not None:
-            from aiocodec.pretrained import release as write_release
-            from aiocodec.training.train import load_average
-
-            frozen = write_release(load_average(out / "checkpoint.pt")[0], release)
-            click.echo(
-                f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True
-            )
-
-
-def run_training(
-    folder: Path,
-    out: Path,
-    variant: str,
-    minutes: float,
-    patch: int,
-    batch: int,
-    clean: float,
-    seed: int,
-    validation: Path | None,
-    pretrained: bool,
-    device: str,
-) -> None:
-    """Set up and run the training loop, with a progress line per report."""
+    if folder is None and release is None:
+        raise click.UsageError("give a FOLDER to train on, or --release")
+    if patch % 128:
+        raise click.BadParameter("it must be a multiple of 128", param_hint="--patch")
     import torch
 
-    from aiocodec.model import VARIANTS
-    from aiocodec.training.train import TrainConfig
+    from aiocodec.pretrained import Manifest
+    from aiocodec.pretrained import release as write_release
+    from aiocodec.training.train import TrainConfig, load_average
     from aiocodec.training.train import train as run
 
-    if variant not in VARIANTS:
-        raise click.UsageError(f"there is no model {variant!r}; there are {', '.join(VARIANTS)}")
-    if patch % 128:
-        raise click.UsageError("--patch must be a multiple of 128")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    start = None
-    if pretrained:
-        from aiocodec.pretrained import Manifest
+    if folder is not None:
+        phases = (
+            (0.0, patch, batch),
+            (0.65, patch * 3 // 2, -(-batch * 4 // 9)),
+            (0.88, patch * 2, -(-batch // 4)),
+        )
+        run(
+            folder,
+            out,
+            variant,
+            TrainConfig(minutes=minutes, phases=phases, clean=clean, seed=seed),
+            validation=validation,
+            start=Manifest.read().load(variant).trainable() if pretrained else None,
+            device=device,
+            report=functools.partial(report_training, minutes=minutes),
+        )
+    if release is not None:
+        frozen = write_release(load_average(out / "checkpoint.pt")[0], release)
+        say(f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True)
 
-        start = Manifest.read().load(variant).model
-    phases = (
-        (0.0, patch, batch),
-        (0.65, patch * 3 // 2, -(-batch * 4 // 9)),
-        (0.88, patch * 2, -(-batch // 4)),
-    )
-    config = TrainConfig(minutes=minutes, phases=phases, clean=clean, seed=seed)
 
-    def report(row: dict[str, Any]) -> None:
-        if "validation" in row:
-            for point in row["validation"]:
-                click.echo(f"  validation {json.dumps(point)}", err=True)
-        elif "loss" in row:
-            click.echo(
-                f"{row['minutes']:7.1f} of {minutes:g} min, step {row['step']}: loss {row['loss']:.3f}, "
-                f"{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB",
-                err=True,
-            )
-
-    run(
-        folder,
-        out,
-        variant,
-        config,
-        validation=validation,
-        start=start,
-        device=device,
-        report=report,
-    )
+def report_training(row: Row, minutes: float) -> None:
+    """Progress of the training loop, on stderr."""
+    if "validation" in row:
+        say(*(f"  validation {json.dumps(point)}" for point in row["validation"]), err=True)
+    elif "loss" in row:
+        say(
+            f"{row['minutes']:7.1f} of {minutes:g} min, step {row['step']}: loss {row['loss']:.3f}, "
+            f"{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB",
+            err=True,
+        )
 
 
 # --------------------------------------------------------------------------- entry
 
 
-def main() -> None:
-    """Run `aic`; every error becomes one line on stderr and the exit code of the table above."""
+class Stopped(SystemExit):
+    """SIGINT or SIGTERM came; its code is the exit code. No `except Exception` on the way holds it
+    up, temporary files are removed, and wherever it ends up there is no traceback."""
 
-    def terminate(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)  # so that temporary files are removed
+    code: int
 
-    signal.signal(signal.SIGTERM, terminate)
+
+def stop(number: int, frame: object) -> None:
+    """The signal handler."""
+    raise Stopped(128 + number)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run `aic` and exit; every error becomes one line on stderr and one of EXIT_CODES."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(args, standalone_mode=False) or 0
+    except Stopped as stopped:
+        code = stopped.code
+        say(f"aic: {EXIT_CODES[code]}", err=True)
     except click.UsageError as error:
-        hint = error.ctx.command_path if error.ctx else "aic"
-        click.echo(f"aic: {error.format_message()} (see {hint} --help)", err=True)
-        code = 2
-    except click.ClickException as error:
-        click.echo(f"aic: {error.format_message()}", err=True)
         code = error.exit_code
-    except AicError as error:
-        click.echo(f"aic: {error}", err=True)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("aic: interrupted", err=True)
-        code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+        command = error.ctx.command_path if error.ctx else "aic"
+        say(f"aic: {error.format_message()} (see {command} --help)", err=True)
+    except OSError as fault:  # click printing help, or training writing its files
+        code = OutputError.exit_code
+        if not fault.filename:
+            abandon(sys.stdout)
+        say(f"aic: {fault.filename or 'stdout'}: {fault.strerror}", err=True)
+    except Exception as fault:
+        reason = as_aic_error(fault)
+        code = reason.exit_code
+        say(f"aic: {reason}", err=True)
+    sys.exit(code)

@@ -62,7 +62,9 @@ class Codec:
         self.fingerprint = manifest.fingerprint(self.name)
         pretrained = manifest.load(self.name)
         self.device = torch.device(device)
-        self.model = pretrained.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        transforms = pretrained.transforms_only()
+        del transforms.entropy  # runs in integers, below
+        self.model = transforms.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.entropy = ExactEntropyModel(pretrained.frozen).to(self.device)
         self.tables_y = Tables(*pretrained.frozen.tables("y"))
         self.tables_z = Tables(*pretrained.frozen.tables("z"))
@@ -92,7 +94,7 @@ class Codec:
             x = self._to_x(picture.rgb)
             q = torch.tensor([float(quality)], device=self.device)
             y = _tiled(lambda part: self.model.g_a(part, q), x, LATENT_STRIDE, 1)
-            z_hat = self.model.h_a(y)[0].add(0.5).floor().clamp(-Z_MAX, Z_MAX)
+            z_hat = self.model.h_a(y)[0].add(0.5).floor().nan_to_num(0).clamp(-Z_MAX, Z_MAX)
             words, crc = self._encode_latents(y[0], z_hat)
             if verify and self._decode_latents(words, width, height)[1] != crc:
                 raise ModelError("verification failed: the symbols do not decode to what was coded")

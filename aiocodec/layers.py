@@ -6,6 +6,7 @@ is All-in-One Image Compression and Restoration (WACV 2025); the block is its se
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -134,17 +135,17 @@ def frequency_basis(channels: int, block: int = 16) -> Tensor:
     """[channels, 3 * block**2] orthonormal rows: the lowest frequencies of a two-dimensional DCT-II
     of RGB blocks in the channel order of `pixel_unshuffle`, two thirds of them luma and a sixth each
     of the two chroma axes. What a learned linear transform of `block` pixels starts from."""
-    n = torch.arange(block, dtype=torch.float64)
-    dct = torch.cos(math.pi / block * (n + 0.5) * n[:, None]) * math.sqrt(2 / block)
+    n = np.arange(block)
+    dct = np.cos(math.pi / block * (n + 0.5) * n[:, None]) * math.sqrt(2 / block)
     dct[0] /= math.sqrt(2)
-    colour = torch.tensor([[1, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
-    colour /= colour.norm(dim=1, keepdim=True)
-    order = sorted(((u, v) for u in range(block) for v in range(block)), key=lambda f: (sum(f), f))
+    colour = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]])
+    colour = colour / np.linalg.norm(colour, axis=1, keepdims=True)
+    order = sorted(((u, v) for u in n for v in n), key=lambda f: (sum(f), f))
     chroma = channels // 6
     counts = (channels - 2 * chroma, chroma, chroma)
     rows = [
-        torch.einsum("c,i,j->cij", colour[axis], dct[u], dct[v]).flatten()
+        np.einsum("c,i,j->cij", colour[axis], dct[u], dct[v]).ravel()
         for axis, count in enumerate(counts)
         for u, v in order[:count]
     ]
-    return torch.stack(rows).float()
+    return torch.from_numpy(np.stack(rows).astype(np.float32))

@@ -6,7 +6,7 @@
                          "transforms": ["nano.safetensors"], "entropy": ["entropy-<fingerprint>.safetensors"]}},
      "files": {"<name>": {"bytes": ..., "sha256": "..."}}}
 
-Transforms (g_a, h_a, g_s, and the factorised prior in floating point, which only training needs) are
+Transforms (g_a, h_a, g_s, and the densities in floating point, which only training needs) are
 float16; an entropy model is the integers of `entropy.FrozenEntropyModel`. Large sets are split into
 parts. Reading the manifest needs neither torch nor numpy.
 """
@@ -14,7 +14,6 @@ parts. Reading the manifest needs neither torch nor numpy.
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -126,20 +125,33 @@ class Pretrained:
     transforms: "dict[str, Tensor]"
     frozen: "FrozenEntropyModel"
 
-    @cached_property
-    def model(self) -> "Model":
-        """The float model in evaluation mode: the transforms as they are, the entropy model made
-        trainable again (see FrozenEntropyModel.thaw)."""
+    def transforms_only(self) -> "Model":
+        """g_a, h_a and g_s in evaluation mode; what lies in `entropy` holds no numbers."""
+        import torch
+
         from aiocodec.model import Model
 
-        model = Model(self.config)
-        model.entropy = self.frozen.thaw()
-        missing, unexpected = model.load_state_dict(
-            {name: tensor.float() for name, tensor in self.transforms.items()}, strict=False
-        )
+        with torch.device("meta"):
+            model = Model(self.config)
+        tensors = {name: tensor.float() for name, tensor in self.transforms.items()}
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
         if unexpected or any(not name.startswith("entropy.") for name in missing):
             raise ModelError(f"the weights of {self.config.name!r} do not fit this version")
         return model.eval().requires_grad_(False)
+
+    def trainable(self) -> "Model":
+        """The whole float model, to be trained on or to be compared with: the transforms as they
+        are, the entropy model made of floats again (see FrozenEntropyModel.thaw)."""
+        model = self.transforms_only()
+        entropy = self.frozen.thaw()
+        densities = {
+            name.removeprefix("entropy."): tensor
+            for name, tensor in self.transforms.items()
+            if name.startswith("entropy.")
+        }
+        entropy.load_state_dict(densities, strict=False)
+        model.entropy = entropy
+        return model.requires_grad_(True)
 
 
 def release(
@@ -153,7 +165,7 @@ def release(
     import torch
     from safetensors.torch import save
 
-    from aiocodec.entropy import SCALES, Z_MAX, freeze, gaussian_scales
+    from aiocodec.entropy import SCALES, Z_MAX, freeze, scale_values
     from aiocodec.rangecoder import gaussian_tables, quantise
 
     if frozen is None:
@@ -167,7 +179,7 @@ def release(
             )
             lows.append(low - Z_MAX)
         tables_z = (np.concatenate(tables), np.array([len(t) for t in tables]), np.array(lows))
-        tables_y = gaussian_tables(gaussian_scales())
+        tables_y = gaussian_tables(scale_values(), *model.entropy.tail_shape)
         assert len(tables_y[1]) == SCALES
         frozen = freeze(model.entropy, tables_y, tables_z)
 
@@ -200,9 +212,9 @@ def release(
         return names
 
     transforms = {
-        key: value.detach().cpu().half().contiguous()
+        key: value.detach().cpu().to(torch.float32 if key.startswith("entropy.") else torch.float16)
         for key, value in model.state_dict().items()
-        if not key.startswith("entropy.") or key.startswith("entropy.prior_z.")
+        if not key.startswith("entropy.") or key.startswith(("entropy.prior_z.", "entropy.tail"))
     }
     if not all(bool(torch.isfinite(value).all()) for value in transforms.values()):
         raise ModelError("the trained weights are not finite in float16")

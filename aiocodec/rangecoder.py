@@ -298,31 +298,44 @@ def quantise(probabilities: ArrayLike) -> NDArray[np.int32]:
 
 
 def gaussian_tables(
-    scales: ArrayLike,
+    scales: ArrayLike, tail_weight: float = 0.0, tail_ratio: float = 1.0
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Tables of zero-mean Gaussians, each symbol k standing for the interval k - 1/2 .. k + 1/2.
 
-    A table reaches to 5 standard deviations on both sides; the rest of the mass, less than 6e-7, is
-    its escape's. This runs at release time only: math.erfc may differ between machines.
+    With a `tail_weight` each is mixed with a Gaussian `tail_ratio` times as wide, for the outliers.
+    A table reaches to 5 standard deviations (of the wider one) on both sides; the rest of the mass,
+    less than 6e-7, is its escape's, which gets 2^-18 besides. This runs at release time only:
+    math.erfc may differ between machines.
 
     Args:
-        scales: float [T], standard deviations, finite, > 0 and at most MAX_MAGNITUDE / 5.
+        scales: float [T], standard deviations, > 0 and, times tail_ratio, at most
+            MAX_MAGNITUDE / 5.
+        tail_weight: 0..1.
+        tail_ratio: at least 1.
 
     Returns:
         The arguments of `Tables`: frequencies [sum(lengths)], lengths [T], lows [T].
 
     Raises:
-        ValueError: a scale is not as described.
+        ValueError: a number is not as described.
     """
+    if not (0 <= tail_weight <= 1 <= tail_ratio):
+        raise ValueError(f"a tail of weight {tail_weight} and ratio {tail_ratio} is impossible")
     tables = []
     for scale in np.asarray(scales, dtype=np.float64).tolist():
-        if not 0 < scale <= MAX_MAGNITUDE / 5:
+        if not 0 < scale * tail_ratio <= MAX_MAGNITUDE / 5:
             raise ValueError(f"scale {scale} is not in 0..{MAX_MAGNITUDE / 5}")
-        reach = math.ceil(5 * scale)
-        # above[k] is the mass beyond k + 1/2, accurate far into the tail
-        above = [math.erfc((k + 0.5) / (scale * math.sqrt(2))) / 2 for k in range(reach + 1)]
+
+        def beyond(x: float, scale: float = scale) -> float:
+            """The mass above x, accurate far into the tail."""
+            narrow = math.erfc(x / (scale * math.sqrt(2))) / 2
+            wide = math.erfc(x / (scale * tail_ratio * math.sqrt(2))) / 2
+            return (1 - tail_weight) * narrow + tail_weight * wide
+
+        reach = math.ceil(5 * scale * tail_ratio)
+        above = [beyond(k + 0.5) for k in range(reach + 1)]
         positive = -np.diff(above)  # of the symbols 1..reach
-        mode, tails = 1 - 2 * above[0], 2 * above[reach]
+        mode, tails = 1 - 2 * above[0], 2 * above[reach] + 2.0**-18
         tables.append(quantise(np.concatenate([positive[::-1], [mode], positive, [tails]])))
     lengths = np.array([len(table) for table in tables], dtype=np.int32)
     return np.concatenate(tables), lengths, 1 - lengths // 2

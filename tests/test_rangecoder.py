@@ -229,7 +229,27 @@ def test_matching_symbols_cost_their_entropy():
                 weight = p if k == 0 else 2 * p  # for k and -k
                 entropy -= weight * math.log2(p)
                 length += weight * GAUSSIAN.code_length([k], [t])
-        assert entropy - 1e-9 < length < entropy * 1.001
+        assert entropy - 1e-9 < length < entropy * 1.001 + 6e-6  # the escape's 2^-18
+
+
+def test_mixture_tables_are_mixtures():
+    scales, weight, ratio = np.array([0.04, 0.5, 9.0]), 0.2, 3.5
+    frequencies, lengths, lows = gaussian_tables(scales, weight, ratio)
+    assert np.array_equal(-lows, np.ceil(5 * ratio * scales))
+    for scale, table, low in zip(
+        scales, np.split(frequencies, np.cumsum(lengths)), lows, strict=False
+    ):
+        parts = ((1 - weight, NormalDist(0, scale)), (weight, NormalDist(0, ratio * scale)))
+        edges = np.arange(low, -low + 2) - 0.5
+        cdf = sum(w * np.array([part.cdf(edge) for edge in edges]) for w, part in parts)
+        assert np.allclose(table[:-1] / TOTAL, np.diff(cdf), atol=1e-5)
+        assert np.array_equal(table[:-1], table[-2::-1]), "symmetric"
+
+
+@pytest.mark.parametrize("tail", [(-0.1, 2.0), (1.1, 2.0), (0.1, 0.5), (0.1, math.nan)])
+def test_impossible_mixtures_are_refused(tail):
+    with pytest.raises(ValueError, match="impossible"):
+        gaussian_tables([1.0], *tail)
 
 
 def test_code_length_by_hand():

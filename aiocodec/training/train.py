@@ -41,6 +41,7 @@ class TrainConfig:
     lr_other: float = 1e-3  # AdamW
     warmup: int = 100  # steps
     clip: float = 1.0  # gradient norm
+    spike: float = 8.0  # a gradient norm this many times the usual one skips the step
     ema: float = 0.999  # decay of the averaged weights, which are validated and released
     clean: float = 0.2  # probability of an input without degradation
     seed: int = 0
@@ -156,7 +157,7 @@ def validate(
 
 
 class Diverged(AicError):
-    """The loss stopped being a number; the last checkpoint is good."""
+    """The loss exploded or stopped being a number; the last checkpoint is good."""
 
 
 @dataclass
@@ -168,6 +169,7 @@ class Run:
     config: TrainConfig
     optimisers: list[torch.optim.Optimizer]
     step: int = 0
+    usual_norm: float = 0.0  # running mean of the gradient norm, before clipping
     seconds: float = 0.0  # of optimisation so far
     patches: int = 0
     pixels: int = 0
@@ -185,7 +187,8 @@ class Run:
         return min(1.0, self.seconds / (60 * self.config.minutes))
 
     def update(self, clean: Tensor, rng: torch.Generator) -> tuple[float, float, float] | None:
-        """One step on a batch; mean loss, bpp and MSE, or None where it was skipped as not finite."""
+        """One step on a batch; mean loss, bpp and MSE, or None where the step was skipped: not
+        finite, or a spike of the gradient."""
         config = self.config
         degraded = degrade(clean, rng, config.clean)
         quality = torch.rand(len(clean), generator=rng, device=clean.device) * 100
@@ -196,6 +199,10 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         if not (loss.isfinite() and norm.isfinite()):
             return None
+        if self.step > config.warmup and norm > config.spike * self.usual_norm:
+            return None
+        weight = 0.01 if self.step > config.warmup else 0.1
+        self.usual_norm += weight * (norm.item() - self.usual_norm)
         factor = min(1.0, (self.step + 1) / config.warmup)
         if self.progress > 0.5:
             factor *= 0.5 + 0.5 * math.cos(math.pi * (2 * self.progress - 1))
@@ -219,7 +226,9 @@ class Run:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "counters": {k: getattr(self, k) for k in ("step", "seconds", "patches", "pixels")},
+            "counters": {
+                k: getattr(self, k) for k in ("step", "usual_norm", "seconds", "patches", "pixels")
+            },
         }
         temporary = path.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -270,7 +279,7 @@ def train(
     `output/checkpoint.pt` where there is one, else from `start`, else from scratch.
 
     `report` gets every row of the log. Raises ImageError for a folder without images, Diverged after
-    twenty steps in a row that were not finite.
+    twenty skipped steps in a row.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
@@ -301,7 +310,7 @@ def train(
         if result is None:
             skipped += 1
             if skipped == 20:
-                raise Diverged(f"the loss is not finite at step {run.step}")
+                raise Diverged(f"the loss is not finite, or exploded, at step {run.step}")
             continue
         skipped = 0
         recent.append(result)

@@ -1,0 +1,54 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PHOTOS = Path(__file__).parent / "photos"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def codec():
+    from aiocodec.codec import Codec
+
+    return Codec(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """A real photograph, 480x320."""
+    from aiocodec.image import read
+
+    return read((PHOTOS / "lake.png").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Run a script in a new interpreter, with more environment variables, and give its stdout."""
+
+    def run(script, *arguments, **environment):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

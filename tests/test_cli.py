@@ -1,0 +1,827 @@
+"""The command line: what it promises of files, messages and exit codes, above all for bad input.
+
+Where the network does not matter, Stub takes its place: it makes real .aic files of nothing but a
+header.
+"""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aiocodec import cli, errors, pretrained
+from aiocodec.container import ChunkType, Header, pack, pack_latents
+
+AIC = [sys.executable, "-m", "aiocodec"]
+EXACT = ["--device", "cpu", "--threads", "1"]  # the same input gives the same bytes
+WIDTH, HEIGHT = 70, 50
+
+
+# --------------------------------------------------------------------------- tools
+
+
+def installed_fingerprint() -> bytes:
+    manifest = pretrained.Manifest.read()
+    return manifest.fingerprint(manifest.models[0])
+
+
+def container(
+    fingerprint: bytes | None = None,
+    chunks: tuple[tuple[int, bytes], ...] = ((ChunkType.LATENTS, pack_latents(b"", 0)),),
+    *,
+    quality: int = 50,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> bytes:
+    """An intact file, by default of the installed model, that no decoder ever looks into."""
+    return pack(Header(quality, *size, fingerprint or installed_fingerprint()), chunks)
+
+
+class Stub:
+    """Stands for a Codec."""
+
+    name = "stub"
+    device = SimpleNamespace(type="cpu")
+
+    def encode(self, picture: Any, quality: int, *, strip: bool, verify: bool) -> bytes:
+        height, width, _ = picture.rgb.shape
+        return container(quality=quality, size=(width, height))
+
+    def decode(self, file: Any) -> Any:
+        import numpy as np
+
+        from aiocodec.image import Picture
+
+        return Picture(np.zeros((file.header.height, file.header.width, 3), np.uint8))
+
+
+@dataclass
+class Result:
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of stderr that a failure must leave."""
+        assert self.code != 0
+        assert re.fullmatch(r"aic: [^\n]+\n", self.err), self.err
+        return self.err[5:-1]
+
+    @property
+    def json(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def aic(*args: object, stdin: bytes = b"") -> Result:
+    """Run `main` in this process."""
+    streams = sys.stdin, sys.stdout, sys.stderr
+    out, err = io.BytesIO(), io.BytesIO()
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
+    sys.stdout = io.TextIOWrapper(out, "utf-8")
+    sys.stderr = io.TextIOWrapper(err, "utf-8", "backslashreplace")
+    try:
+        with pytest.raises(SystemExit) as exit:
+            cli.main([str(arg) for arg in args])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return Result(exit.value.code, out.getvalue(), err.getvalue().decode())
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = streams
+
+
+def png(width: int = WIDTH, height: int = HEIGHT, **options: Any) -> bytes:
+    import numpy as np
+    from PIL import Image
+
+    y, x = np.mgrid[:height, :width]
+    rgb = np.stack([x * 3, y * 5, (x + y) * 2], axis=-1).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """`main` sets handlers and leaves them, as a process of its own may."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "load_codec", lambda *args: Stub())
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that must be over before weights are loaded."""
+
+    def load(*args: object) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr(cli, "load_codec", load)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a picture in it, x.png."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").write_bytes(png())
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """x.png, encoded by the installed model."""
+    folder = tmp_path_factory.mktemp("coded")
+    (folder / "x.png").write_bytes(png())
+    assert aic("encode", folder / "x.png", *EXACT).code == 0
+    return (folder / "x.aic").read_bytes()
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[Any, Any]]:
+    """(screen, stream): a pseudo-terminal, and what writes to it; `screen()` closes the stream."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    stream = os.fdopen(slave, "w")
+
+    def screen() -> list[str]:
+        """The lines as they stand on the screen in the end."""
+        stream.close()
+        text = b""
+        try:
+            while part := os.read(master, 4096):
+                text += part
+        except OSError:  # the way Linux says that the other side is closed
+            pass
+        lines = []
+        for raw in text.decode().replace("\r\n", "\n").split("\n"):
+            line = ""
+            for part in raw.split("\r"):
+                erased = part.startswith("\x1b[K")
+                shown = re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", part)
+                line = shown + ("" if erased else line[len(shown) :])
+            lines.append(line.rstrip())
+        return lines
+
+    try:
+        yield screen, stream
+    finally:
+        os.close(master)
+
+
+# --------------------------------------------------------------------------- the interface
+
+
+def test_help_lists_every_exit_code() -> None:
+    text = aic("--help").out.decode()
+    listed = {int(code) for code in re.findall(r"^ +(\d+)  \S", text, re.MULTILINE)}
+    kinds = [errors.AicError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert {kind.exit_code for kind in kinds} | {0, 2, 130, 143} == listed == set(cli.EXIT_CODES)
+
+
+def test_model_names_are_those_of_the_variants() -> None:
+    from aiocodec.model import VARIANTS
+
+    assert tuple(VARIANTS) == cli.MODELS
+
+
+def test_help_and_info_import_nothing_heavy(folder: Path) -> None:
+    (folder / "x.aic").write_bytes(container())
+    script = """
+import sys
+from aiocodec.cli import main
+for args in (["--help"], ["encode", "--help"], ["--version"], ["info", "x.aic"], ["info", "x.aic", "--json"]):
+    try:
+        main(args)
+    except SystemExit as exit:
+        assert not exit.code
+heavy = {"torch", "numpy", "PIL", "constriction", "safetensors"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert time.perf_counter() - started < 5  # a busy machine; about 0.2 s on an idle one
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "",
+        "nonsense",
+        "encode",
+        "encode x.png x.aic -q 101",
+        "encode x.png x.aic -q -1",
+        "encode x.png x.aic -q high",
+        "encode x.png x.aic --target-bpp 0",
+        "encode x.png x.aic --target-bpp nan",
+        "encode x.png x.aic --target-bpp inf",
+        "encode x.png x.aic --max-bytes 0",
+        "encode x.png x.aic --max-bytes 100 --target-bpp 1",
+        "encode x.png x.aic --max-bytes 100 -q 50",
+        "encode x.png x.aic --threads 0",
+        "encode x.png x.aic --device tpu",
+        "encode x.png x.aic --model huge",
+        "encode x.png x.aic --max-pixels 0",
+        "encode x.png x.aic --nonsense",
+        "encode x.png y.png",  # two inputs
+        "encode x.png y.png z.png",
+        "encode - --out-dir coded",
+        "decode x.aic y.aic",
+        "decode x.aic --format nonsense",
+        "info",
+        "info --model huge",
+        "info x.aic --model nano",
+        "train --out run",
+        "evaluate missing",
+    ],
+)
+def test_wrong_usage(args: str, folder: Path, no_model: None) -> None:
+    (folder / "x.aic").write_bytes(container())
+    result = aic(*args.split())
+    assert result.code == 2
+    assert result.error.endswith("--help)")
+    assert names(folder) == {"x.png", "x.aic"}
+
+
+def test_no_cuda(folder: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    result = aic("encode", "x.png", "--device", "cuda")
+    assert result.code == 2 and "CUDA" in result.error
+    assert names(folder) == {"x.png"}
+
+
+# --------------------------------------------------------------------------- with the network
+
+
+def test_round_trip(folder: Path, coded: bytes) -> None:
+    from PIL import Image
+
+    result = aic("encode", "x.png", "--verify", *EXACT)
+    assert (result.code, result.out) == (0, b"")
+    assert re.fullmatch(
+        rf"x\.png -> x\.aic: 70x50, {len(coded)} bytes, [\d.]+ bpp, quality 50, [\d.]+ s\n",
+        result.err,
+    )
+    assert (folder / "x.aic").read_bytes() == coded
+    result = aic("decode", "x.aic", "y.png", "--verbose")
+    assert result.code == 0 and re.search(r", \w+ on (cpu|cuda)\n$", result.err)
+    with Image.open("y.png") as image:
+        assert (image.size, image.mode) == ((WIDTH, HEIGHT), "RGB")
+    assert names(folder) == {"x.png", "x.aic", "y.png"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_a_real_pipe(folder: Path, coded: bytes) -> None:
+    command = "set -o pipefail; {0} encode {1} - - | tee x.aic | {0} decode {1} --quiet - - > y.png"
+    result = subprocess.run(
+        ["bash", "-c", command.format(" ".join(AIC), " ".join(EXACT))],
+        input=(folder / "x.png").read_bytes(),
+        stderr=subprocess.PIPE,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (folder / "x.aic").read_bytes() == coded
+    assert (folder / "y.png").read_bytes() == aic("decode", "-", "-", *EXACT, stdin=coded).out
+    assert re.fullmatch(rb"- -> -: [^\n]+\n", result.stderr)
+
+
+def test_size_limits(folder: Path) -> None:
+    (folder / "s.png").write_bytes(png(20, 10))
+    assert aic("encode", "s.png", "50.aic", "-q", 50).code == 0
+    size = (folder / "50.aic").stat().st_size
+    for name, option, limit in (
+        ("bytes.aic", "--max-bytes", size),
+        ("bpp.aic", "--target-bpp", f"{8 * size / (20 * 10) + 0.001:.3f}"),
+    ):
+        result = aic("encode", "s.png", name, option, limit, "--json")
+        assert result.code == 0
+        assert (folder / name).stat().st_size == result.json[0]["bytes"] <= size
+    result = aic("encode", "s.png", "1.aic", "--max-bytes", 1)
+    assert result.code == 6 and result.error.startswith("s.png: ")
+    assert not (folder / "1.aic").exists()
+
+
+def test_metadata_and_strip(folder: Path) -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    (folder / "p.png").write_bytes(png(20, 10, icc_profile=profile))
+    assert aic("encode", "p.png", "kept.aic").code == 0
+    assert aic("encode", "p.png", "stripped.aic", "--strip").code == 0
+    kept, stripped = aic("info", "kept.aic", "stripped.aic", "--json").json
+    assert kept["chunks"]["icc"] == len(profile)
+    assert "icc" not in stripped["chunks"]
+    assert aic("decode", "kept.aic").code == 0
+    assert aic("encode", "kept.png", "again.aic", "--json").code == 0
+    assert aic("info", "again.aic", "--json").json[0]["chunks"]["icc"] == len(profile)
+
+
+def test_model_without_weights(folder: Path) -> None:
+    missing = set(cli.MODELS) - set(pretrained.Manifest.read().models)
+    if not missing:
+        pytest.skip("all models are installed")
+    result = aic("encode", "x.png", "--model", missing.pop())
+    assert result.code == 5 and result.error.startswith("x.png: ")
+    assert names(folder) == {"x.png"}
+
+
+def test_no_weights_at_all(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "x.aic").write_bytes(container())
+    empty = tmp_path_factory.mktemp("weights")
+    monkeypatch.setattr(pretrained, "_folder", lambda: empty)
+    monkeypatch.setattr(cli, "load_codec", cli.load_codec.__wrapped__)
+    (folder / "y.png").write_bytes(png())
+    for args in (("encode", "x.png", "y.png"), ("decode", "x.aic", "x.aic")):
+        result = aic(*args, "--out-dir", "out")
+        assert result.code == 8
+        assert len(result.err.splitlines()) == 3
+        assert names(folder / "out") == set()
+    result = aic("decode", "x.aic", "z.png")
+    assert result.code == 5 and result.error.startswith("x.aic: ")
+    assert aic("info", "x.aic", "--json").json[0]["model"] is None
+
+
+def test_describes_models() -> None:
+    model = pretrained.Manifest.read().models[0]
+    text = aic("info", "--model", model).out.decode()
+    for line in (r"parameters total +[\d,]+", r"weight bytes +[\d,]+", "default +yes"):
+        assert re.search(f"^{line}$", text, re.MULTILINE)
+    (row,) = aic("info", "--model", "fast", "--json").json
+    assert row["model"] == "fast"
+    for key in ("parameters", "macs_256x256"):
+        total = row[key].pop("total")
+        assert total == sum(row[key].values()) > 0
+
+
+# --------------------------------------------------------------------------- bad .aic files
+
+
+def test_damaged_files(folder: Path, coded: bytes, no_model: None) -> None:
+    rng = random.Random(1)
+    header = 8 * 32
+    damaged = [coded[:length] for length in (0, 1, *rng.sample(range(2, len(coded)), 18))]
+    bits = [*rng.sample(range(header), 20), *rng.sample(range(header, 8 * len(coded)), 20)]
+    for bit in bits:
+        data = bytearray(coded)
+        data[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(data))
+    for data in (*damaged, coded + b"\0"):
+        Path("bad.aic").write_bytes(data)
+        result = aic("decode", "bad.aic", "out.png")
+        assert result.code in (4, 5, 6)
+        assert result.error.startswith("bad.aic: ")
+        assert aic("info", "bad.aic").code == result.code
+    assert names(folder) == {"x.png", "bad.aic"}
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "words"),
+    [
+        (lambda: container()[:4] + b"\x63" + container()[5:], 5, "version 99"),
+        (lambda: container(b"8 bytes!"), 5, b"8 bytes!".hex()),
+        (lambda: container(chunks=((ChunkType.LATENTS, b"123"),)), 4, "LATENTS"),
+        (lambda: container(size=(65535, 65535)), 6, "65535x65535"),
+        (lambda: b"", 4, "not an .aic file"),
+        (lambda: png(), 4, "not an .aic file"),
+    ],
+)
+def test_refused_before_weights(
+    data: Any, code: int, words: str, folder: Path, no_model: None
+) -> None:
+    Path("bad.aic").write_bytes(data())
+    result = aic("decode", "bad.aic", "out.png")
+    assert result.code == code
+    assert result.error.startswith("bad.aic: ") and words in result.error
+    assert names(folder) == {"x.png", "bad.aic"}
+
+
+def test_refused_by_the_decoder(folder: Path) -> None:
+    noise = random.Random(2).randbytes(400)
+    Path("noise.aic").write_bytes(container(chunks=((ChunkType.LATENTS, pack_latents(noise, 1)),)))
+    assert aic("decode", "noise.aic").code == 4
+    Path("other.aic").write_bytes(container(b"8 bytes!"))
+    result = aic("decode", "other.aic", "--model", pretrained.Manifest.read().models[0])
+    assert result.code == 5 and b"8 bytes!".hex() in result.error
+    assert names(folder) == {"x.png", "noise.aic", "other.aic"}
+
+
+# --------------------------------------------------------------------------- bad images
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no picture", png()[:100], png()[:-20], container()], ids=range(5)
+)
+def test_unreadable_images(data: bytes, folder: Path, no_model: None) -> None:
+    Path("bad.png").write_bytes(data)
+    result = aic("encode", "bad.png")
+    assert result.code == 3 and result.error.startswith("bad.png: ")
+    assert aic("encode", "-", "out.aic", stdin=data).code == 3
+    assert names(folder) == {"x.png", "bad.png"}
+
+
+@pytest.mark.parametrize("path", ["missing", ".", "..", "/", "", "sub/", "x.png/y.png"])
+def test_inputs_that_are_no_files(path: str, folder: Path, no_model: None) -> None:
+    (folder / "sub").mkdir()
+    for command, code in (("encode", 3), ("decode", 4)):
+        for out in (["out.aic"] if command == "encode" else ["out.png"]), ["--out-dir", "sub"]:
+            result = aic(command, path, *out)
+            assert result.code == code and result.error.startswith(f"{path}: cannot be read: ")
+    assert names(folder) == {"x.png", "sub"}
+    assert names(folder / "sub") == set()
+    assert aic("encode", path).code in (3, 7)
+
+
+def test_pixel_limit(folder: Path, no_model: None) -> None:
+    (folder / "x.aic").write_bytes(container())
+    for args in (("encode", "x.png", "y.aic"), ("decode", "x.aic", "y.png")):
+        result = aic(*args, "--max-pixels", WIDTH * HEIGHT - 1)
+        assert result.code == 6 and "70x50" in result.error
+    assert names(folder) == {"x.png", "x.aic"}
+
+
+# --------------------------------------------------------------------------- outputs
+
+
+def test_existing_outputs(folder: Path, stub: None) -> None:
+    (folder / "x.aic").write_bytes(b"before")
+    (folder / "x.aic").chmod(0o640)
+    result = aic("encode", "x.png")
+    assert result.code == 7 and "--force" in result.error
+    assert (folder / "x.aic").read_bytes() == b"before"
+    assert aic("encode", "x.png", "--force").code == 0
+    assert (folder / "x.aic").read_bytes() == container()
+    if sys.platform != "win32":
+        assert (folder / "x.aic").stat().st_mode & 0o777 == 0o640
+    assert names(folder) == {"x.png", "x.aic"}
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("sub", "is a folder"),
+        ("sub/", "is a folder"),
+        ("missing/x.aic", "missing does not exist"),
+        ("missing/", "missing does not exist"),
+        ("x.png/y.aic", "x.png does not exist"),
+        ("n" * 300 + ".aic", "cannot be written"),
+    ],
+)
+def test_bad_outputs(out: str, words: str, folder: Path, stub: None) -> None:
+    (folder / "sub").mkdir()
+    result = aic("encode", "x.png", out, "--force")
+    assert result.code == 7 and words in result.error
+    assert names(folder) == {"x.png", "sub"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs symlinks and devices")
+def test_special_outputs(folder: Path, stub: None) -> None:
+    assert aic("encode", "x.png", "/dev/null").code == 0  # nothing to overwrite
+    assert Path("/dev/null").is_char_device()
+    if Path("/dev/full").exists():
+        result = aic("encode", "x.png", "/dev/full")
+        assert result.code == 7 and "No space left" in result.error
+    if Path("/proc").is_dir():  # not even root makes a file there
+        assert aic("encode", "x.png", "/proc/x.aic").code == 7
+
+    (folder / "sub").mkdir()
+    Path("link.aic").symlink_to("sub/target.aic")  # nowhere yet
+    assert aic("encode", "x.png", "link.aic").code == 7
+    assert aic("encode", "x.png", "link.aic", "--force").code == 0
+    assert Path("link.aic").is_symlink() and Path("sub/target.aic").read_bytes() == container()
+    Path("loop.aic").symlink_to("loop.aic")
+    assert aic("encode", "x.png", "loop.aic").code == 7
+    assert names(folder) == {"x.png", "sub", "link.aic", "loop.aic"}
+    assert names(folder / "sub") == {"target.aic"}
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(folder: Path, no_model: None) -> None:
+    (folder / "sub").mkdir(0o555)
+    result = aic("encode", "x.png", "sub/x.aic")
+    assert result.code == 7 and "cannot be written" in result.error
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_input_as_output(force: tuple[str, ...], folder: Path, stub: None) -> None:
+    before = (folder / "x.png").read_bytes()
+    (folder / "x.png").rename("picture")
+    Path("link").symlink_to("picture")
+    for out in ("picture", "./picture", "link"):
+        result = aic("encode", "picture", out, *force)
+        assert result.code == 7 and "the output is the input" in result.error
+    assert Path("picture").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [(OSError(28, "No space left on device"), "No space left"), (None, "")]
+)
+def test_full_disk_and_internal_errors(
+    fault: OSError | None,
+    words: str,
+    folder: Path,
+    stub: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fsync(handle: int) -> None:
+        assert any(name.startswith(".aic-") for name in names(folder))
+        raise fault or ZeroDivisionError("never expected\nof course")
+
+    (folder / "x.aic").write_bytes(b"before")
+    monkeypatch.setattr(os, "fsync", fsync)
+    result = aic("encode", "x.png", "--force")
+    assert result.code == (7 if fault else 1)
+    assert result.error.startswith("x.png: ") and words in result.error
+    assert names(folder) == {"x.png", "x.aic"}
+    assert (folder / "x.aic").read_bytes() == b"before"
+    if not fault:
+        assert "internal error: ZeroDivisionError: never expected of course" in result.error
+        monkeypatch.setenv("AIC_DEBUG", "1")
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["encode", "x.png", "--force"])
+
+
+def test_formats(folder: Path, stub: None) -> None:
+    from PIL import Image
+
+    Path("x.aic").write_bytes(container())
+    for suffix, format in (("jpg", "JPEG"), ("WebP", "WEBP"), ("ppm", "PPM"), ("tiff", "TIFF")):
+        assert aic("decode", "x.aic", f"y.{suffix}").code == 0
+        assert aic("decode", "x.aic", "--format", suffix).code == 0
+        piped = aic("decode", "-", "-", "--format", suffix, stdin=container())
+        for file in (f"y.{suffix}", f"x.{suffix.lower()}", io.BytesIO(piped.out)):
+            with Image.open(file) as image:
+                assert (image.format, image.size) == (format, (WIDTH, HEIGHT))
+    assert aic("decode", "x.aic", "plain", "--format", "png").code == 0
+    with Image.open("plain") as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize("out", ["y.xyz", "y", "y.gif"])
+def test_unknown_suffix(out: str, folder: Path, no_model: None) -> None:
+    result = aic("decode", "missing.aic", out)
+    assert result.code == 7 and "suffix" in result.error
+    assert names(folder) == {"x.png"}
+
+
+# --------------------------------------------------------------------------- streams
+
+
+def test_pipes_carry_nothing_else(folder: Path, stub: None) -> None:
+    coded = aic("encode", "-", "-", "--json", stdin=png())
+    assert (coded.code, coded.out) == (0, container())
+    assert json.loads(coded.err)["output"] == "-"
+    assert aic("encode", "-", stdin=png()).out == container()
+    decoded = aic("decode", "-", "-", "--verbose", stdin=coded.out)
+    assert decoded.out.startswith(b"\x89PNG") and decoded.err.startswith("- -> -: ")
+    assert aic("decode", "-", "-", "--quiet", stdin=coded.out).err == ""
+
+    failed = aic("encode", "-", "-", "--json", stdin=b"no picture")
+    assert (failed.code, failed.out) == (3, b"")
+    assert json.loads(failed.err)["exit_code"] == 3
+
+
+@pytest.mark.parametrize("args", ["encode - y.aic", "decode - y.png", "encode x.png -"])
+def test_closed_streams(
+    args: str, folder: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(args.split())
+    assert exit.value.code == {"x.png": 7, "encode": 3, "decode": 4}[max(args.split()[:2])]
+    assert names(folder) == {"x.png"}
+
+
+def test_terminals_are_no_files(
+    folder: Path, stub: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: str) -> int:
+        with terminal() as (screen, stream):
+            monkeypatch.setattr(sys, "stdin", stream)
+            monkeypatch.setattr(sys, "stdout", stream)
+            with pytest.raises(SystemExit) as exit:
+                cli.main(args)
+            assert screen() == [""]
+        return exit.value.code
+
+    assert run("encode", "x.png", "-") == 7
+    assert run("encode", "-", "x.aic") == 3
+    assert run("decode", "-", "x.png") == 7  # it exists
+    assert run("decode", "-", "y.png") == 4
+    assert all(line.startswith("aic: ") for line in capsys.readouterr().err.splitlines())
+
+
+STUBBED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_cli import Stub, cli
+cli.load_codec = lambda *args: Stub()
+cli.main()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_broken_streams_of_real_processes(folder: Path) -> None:
+    """No traceback and nothing of "Exception ignored" when the interpreter ends."""
+    Path("stubbed.py").write_text(STUBBED.format(tests=str(Path(__file__).parent)))
+    Path("x.aic").write_bytes(container())
+    aic = f"{sys.executable} stubbed.py"
+    for command, code, line in (
+        (f"{aic} encode x.png - > /dev/full", 7, "aic: x.png: stdout cannot be written: No space"),
+        (f"{aic} info x.aic > /dev/full", 7, "aic: stdout cannot be written: No space"),
+        (f"{aic} --help > /dev/full", 7, "aic: stdout: No space"),
+        (f"{aic} encode x.png - | true", 7, "aic: x.png: stdout cannot be written: Broken pipe"),
+        (f"{aic} encode x.png - >&-", 7, "aic: x.png: stdout is closed"),
+        (f"{aic} info missing 2> /dev/full", 4, None),
+        (f"{aic} info missing 2>&-", 4, None),
+    ):
+        result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True)
+        assert result.returncode == code, command
+        if line is not None:
+            assert re.fullmatch(re.escape(line) + r"[^\n]*\n", result.stderr.decode()), command
+
+
+# --------------------------------------------------------------------------- signals
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_while_writing(
+    number: int, folder: Path, stub: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: os.kill(os.getpid(), number))
+    result = aic("encode", "x.png", "x.png", "--out-dir", "out")
+    assert result.code == 128 + number
+    assert result.error in ("interrupted", "terminated")
+    assert names(folder / "out") == set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_a_real_process(number: int, folder: Path) -> None:
+    os.mkfifo("pipe.png")
+    process = subprocess.Popen([*AIC, "encode", "pipe.png"], stderr=subprocess.PIPE)
+    with open("pipe.png", "wb"):  # returns when the other side has opened it
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert err in (b"aic: interrupted\n", b"aic: terminated\n")
+    assert names(folder) == {"x.png", "pipe.png"}
+
+
+# --------------------------------------------------------------------------- batches
+
+
+def test_batch_goes_on(folder: Path, stub: None) -> None:
+    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x.png").write_bytes(png(3, 2))
+    (folder / "y.png").write_bytes(png(1, 1))
+    paths = ("x.png", "bad.png", "missing.png", "sub/x.png", "y.png")
+    result = aic("encode", *paths, "--out-dir", "out", "--force", "-q", 7)
+    assert (result.code, result.out) == (8, b"")
+    first, bad, missing, twice, last, summary = result.err.splitlines()
+    assert first.startswith("x.png -> out/x.aic: 70x50, ") and "quality 7" in first
+    assert bad.startswith("aic: bad.png: ")
+    assert missing.startswith("aic: missing.png: cannot be read: ")
+    assert twice.startswith("aic: sub/x.png: ") and "another input" in twice
+    assert last.startswith("y.png -> out/y.aic: 1x1, ")
+    assert summary == "aic: 3 of 5 files failed"
+    assert names(folder / "out") == {"x.aic", "y.aic"}
+    assert (folder / "out" / "x.aic").read_bytes() == container(quality=7)
+
+    result = aic("decode", "out/x.aic", "bad.png", "out/y.aic", "--out-dir", "back", "--json")
+    assert result.code == 8
+    assert [row.get("exit_code", 0) for row in result.json] == [0, 4, 0]
+    assert len(result.err.splitlines()) == 2
+    assert names(folder / "back") == {"x.png", "y.png"}
+
+    result = aic("encode", "x.png", "y.png", "--out-dir", "new", "--quiet")
+    assert (result.code, result.out, result.err) == (0, b"", "")
+
+
+def test_bad_out_dir(folder: Path, no_model: None) -> None:
+    for out, words in (("missing/sub", "No such file"), ("x.png", "File exists")):
+        result = aic("encode", "x.png", "--out-dir", out)
+        assert result.code == 7 and words in result.error
+    assert names(folder) == {"x.png"}
+
+
+def test_strange_names(folder: Path, stub: None) -> None:
+    x = (folder / "x.png").read_bytes()
+    Path("-x.png").write_bytes(x)
+    assert aic("encode", "--", "-x.png").code == 0
+    assert aic("info", "--", "-x.aic").code == 0
+    assert Path("-x.aic").read_bytes() == container()
+
+    Path("two\nlines \x1b[31m.png").write_bytes(x)
+    result = aic("encode", "two\nlines \x1b[31m.png")
+    assert result.code == 0 and result.err.startswith("two?lines ?[31m.png -> ")
+    assert aic("encode", "two\nlines.gif", "y.aic").error.startswith("two?lines.gif: ")
+
+    raw = os.fsdecode(b"\xff.png")
+    try:
+        Path(raw).write_bytes(x)
+    except OSError:
+        pytest.skip("the file system wants UTF-8")
+    assert aic("encode", raw).code == 0
+    out = os.fsdecode(b"\xff.aic")
+    assert Path(out).exists()
+    assert aic("info", out).out.startswith(b"input ")
+    assert aic("info", out, "--json").json[0]["input"] == out
+
+
+def test_names_that_the_encoding_lacks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("\u65e5.aic").write_bytes(container())
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "latin-1"))
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["info", "\u65e5.aic"])
+    assert not exit.value.code and b"\\u65e5.aic" in out.getvalue()
+
+
+def test_progress_on_a_terminal(folder: Path, stub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "y.png").write_bytes(png(1, 1))
+
+    def shown(*args: str) -> list[str]:
+        with terminal() as (screen, stream):
+            monkeypatch.setattr(sys, "stderr", stream)
+            with pytest.raises(SystemExit):
+                cli.main(["encode", *args, "--force"])
+            return screen()
+
+    lines = shown("x.png", "bad.png", "y.png", "--out-dir", "out")
+    assert len(lines) == 6 and lines[5] == ""
+    assert re.fullmatch(r"x\.png -> \S+: 70x50, .* s", lines[0])
+    assert re.fullmatch(r"aic: bad\.png: not an image[^\]]*", lines[1])
+    assert re.fullmatch(r"y\.png -> \S+: 1x1, .* s", lines[2])
+    assert re.fullmatch(r" +\[#+\] +3/3", lines[3])
+    assert lines[4] == "aic: 1 of 3 files failed"
+
+    assert "[#" not in "".join(shown("x.png"))  # one file
+    assert shown("x.png", "y.png", "--out-dir", "out", "--quiet") == [""]
+    assert "[#" not in aic("encode", "x.png", "y.png", "--out-dir", "o2").err  # no terminal
+
+
+# --------------------------------------------------------------------------- info
+
+
+def test_info(folder: Path, coded: bytes) -> None:
+    Path("x.aic").write_bytes(coded)
+    result = aic("info", "x.aic")
+    assert (result.code, result.err) == (0, "")
+    lines = dict(re.split(r" {2,}", line) for line in result.out.decode().splitlines())
+    model = pretrained.Manifest.read().models[0]
+    assert lines["input"] == "x.aic" and lines["width"] == "70" and lines["height"] == "50"
+    assert lines["fingerprint"] == installed_fingerprint().hex() and lines["model"] == model
+    assert lines["encoder"].startswith(f"{model} aiocodec/")
+
+    (row,) = aic("info", "-", "--json", stdin=coded).json
+    assert row["input"] == "-" and row["bytes"] == len(coded) and row["quality"] == 50
+    assert row["bpp"] == pytest.approx(8 * len(coded) / (WIDTH * HEIGHT), abs=1e-5)
+
+
+def test_info_of_many_files(folder: Path) -> None:
+    latents = (ChunkType.LATENTS, pack_latents(b"", 0))
+    odd = (latents, (0xC3, b"abc"), (0xC3, b"d"), (ChunkType.PROVENANCE, b"\x1b[31m\xff\n"))
+    Path("odd.aic").write_bytes(container(b"8 bytes!", odd, size=(65535, 65535)))
+    Path("bad.aic").write_bytes(container()[:-1])
+    Path("good.aic").write_bytes(container())
+    result = aic("info", "odd.aic", "bad.aic", "good.aic")
+    assert result.code == 8
+    assert result.err.splitlines()[-1] == "aic: 1 of 3 files failed"
+    text = result.out.decode()
+    assert "\x1b" not in text and text.count("input ") == 2 and "\n\n" in text
+    first, second, third = aic("info", "odd.aic", "bad.aic", "good.aic", "--json").json
+    assert first["chunks"] == {"latents": 4, "0xc3": 4, "provenance": 7}
+    assert first["model"] is None
+    assert second["exit_code"] == 4 and second["input"] == "bad.aic"
+    assert third["model"] == pretrained.Manifest.read().models[0]

@@ -1,0 +1,392 @@
+"""Laws of the pipeline: what goes in comes out, whatever the size, machine state or metadata."""
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import aiocodec
+from aiocodec.codec import HALO, TILE, Codec, _spans, _tiled
+from aiocodec.container import HEADER_SIZE, ChunkType, Flags, pack, pack_latents, unpack
+from aiocodec.entropy import ExactEntropyModel
+from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, ModelError
+from aiocodec.image import Picture
+from aiocodec.metrics import psnr
+from aiocodec.model import Model, ModelConfig
+from aiocodec.pretrained import Manifest, release
+
+TINY = ModelConfig("tiny", 8, (24,), (1,), (1,), latents=24, hyper=8, prior_width=16)
+
+
+def picture(width, height, seed=0):
+    """A smooth random picture: a few blurred blobs of colour."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width] / 32
+    waves = [np.sin(a * rows + b * columns + c) for a, b, c in rng.uniform(-2, 2, (3, 3))]
+    return Picture(rgb=np.uint8(np.stack(waves, axis=2) * 100 + 128))
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 65), (65, 1), (63, 64), (64, 64), (65, 63), (130, 70), (3, 200)]
+)
+def test_any_size_round_trips(codec, size):
+    source = picture(*size)
+    decoded = codec.decode(codec.encode(source, 60, verify=True))
+    assert decoded.rgb.shape == source.rgb.shape
+    assert decoded.rgb.dtype == np.uint8
+    assert decoded.alpha is None
+
+
+def test_a_real_photograph_comes_back(codec, photo):
+    sizes, errors = [], []
+    for quality in (0, 50, 100):
+        data = codec.encode(photo, quality)
+        sizes.append(len(data))
+        errors.append(psnr(photo.rgb, codec.decode(data).rgb))
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors)
+    assert errors[1] > 25
+    assert sizes[1] < photo.rgb.size / 10
+
+
+def test_noise_is_removed(codec, photo):
+    rng = np.random.default_rng(0)
+    noisy = np.clip(np.round(photo.rgb + rng.normal(0, 25, photo.rgb.shape)), 0, 255).astype(
+        np.uint8
+    )
+    decoded = codec.decode(codec.encode(replace(photo, rgb=noisy), 70))
+    assert psnr(photo.rgb, decoded.rgb) > psnr(photo.rgb, noisy) + 3
+
+
+def test_the_same_picture_gives_the_same_bytes(codec, photo):
+    assert codec.encode(photo, 40) == codec.encode(photo, 40)
+
+
+def test_file_size_is_the_model_s_rate(codec, photo):
+    """Freezing to integers and coding for real costs at most 0.3 % over the likelihoods of the float
+    model, and nothing in PSNR."""
+    model = Manifest.read().load(codec.name).trainable().eval()
+    x = torch.from_numpy(photo.rgb[:320, :448]).permute(2, 0, 1)[None].float() / 255
+    clean = Picture(rgb=np.ascontiguousarray(photo.rgb[:320, :448]))
+    for quality in (20, 80):
+        with torch.inference_mode():
+            out = model(x, torch.tensor([float(quality)]), noise=False)
+        bits = float(out.bpp()) * 320 * 448
+        data = codec.encode(clean, quality, strip=True)
+        payload = unpack(data).get(ChunkType.LATENTS)
+        assert 8 * len(payload) <= bits * 1.003 + 16 * 8
+        expected = (
+            (out.x_hat[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
+        )
+        difference = psnr(clean.rgb, codec.decode(data).rgb) - psnr(clean.rgb, expected)
+        assert abs(difference) < 0.02
+
+
+def test_overhead_is_small(codec):
+    """Header, chunk frames and provenance: what a file costs besides its symbols."""
+    data = codec.encode(picture(1, 1), 0)
+    payload = unpack(data).get(ChunkType.LATENTS)
+    assert len(data) - len(payload) < HEADER_SIZE + 64
+
+
+# --------------------------------------------------------------------------- exactness
+
+
+def test_any_memory_layout_and_thread_count_decodes(codec, photo):
+    data = codec.encode(photo, 50)
+    reference = codec.decode(data).rgb
+    other = Codec(codec.name, "cpu")
+    other.model = other.model.to(memory_format=torch.contiguous_format)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert np.abs(other.decode(data).rgb.astype(int) - reference).max() <= 1
+            assert other.decode(other.encode(photo, 50)).rgb.shape == photo.rgb.shape
+    finally:
+        torch.set_num_threads(threads)
+
+
+DECODE = """
+import sys
+from pathlib import Path
+import torch
+from aiocodec.codec import Codec
+from aiocodec.image import read, write
+torch.set_num_threads(1)
+codec = Codec(device="cpu")
+folder = Path(sys.argv[1])
+(folder / "theirs.png").write_bytes(write(codec.decode((folder / "ours.aic").read_bytes())))
+(folder / "theirs.aic").write_bytes(codec.encode(read(Path(sys.argv[2]).read_bytes()), 70))
+"""
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2"])
+def test_files_cross_instruction_sets(codec, photo, python, request, tmp_path, isa):
+    from aiocodec.image import read
+
+    (tmp_path / "ours.aic").write_bytes(codec.encode(photo, 70))
+    capability = {"SSE41": "default", "AVX2": "avx2"}[isa]
+    lake = request.path.parent / "photos" / "lake.png"
+    python(DECODE, tmp_path, lake, ONEDNN_MAX_CPU_ISA=isa, ATEN_CPU_CAPABILITY=capability)
+    ours = codec.decode((tmp_path / "ours.aic").read_bytes()).rgb
+    theirs = read((tmp_path / "theirs.png").read_bytes()).rgb
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    codec.decode((tmp_path / "theirs.aic").read_bytes())  # the CRC of the symbols is checked inside
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("quality", [10, 90])
+def test_files_cross_between_cpu_and_cuda(codec, photo, quality):
+    cuda = Codec(codec.name, "cuda")
+    for encoder, decoder in ((codec, cuda), (cuda, codec)):
+        data = encoder.encode(photo, quality)
+        there, here = decoder.decode(data).rgb, encoder.decode(data).rgb
+        assert np.abs(there.astype(int) - here).max() <= 1
+
+
+# --------------------------------------------------------------------------- damage
+
+
+def test_other_symbols_are_noticed(codec):
+    """A file whose every CRC is right, but whose words are not those of its symbols."""
+    data = codec.encode(picture(64, 64), 50)
+    container = unpack(data)
+    payload = container.get(ChunkType.LATENTS)
+    for at in range(4, len(payload), 16):
+        damaged = bytearray(payload[4:])
+        damaged[at - 4] ^= 1
+        forged = pack(
+            container.header,
+            [
+                (
+                    ChunkType.LATENTS,
+                    pack_latents(bytes(damaged), int.from_bytes(payload[:4], "little")),
+                )
+            ],
+        )
+        with pytest.raises(BitstreamError):
+            codec.decode(forged)
+
+
+def test_surplus_and_missing_words_are_noticed(codec):
+    container = unpack(codec.encode(picture(64, 64), 50))
+    payload = container.get(ChunkType.LATENTS)
+    crc, words = int.from_bytes(payload[:4], "little"), payload[4:]
+    for changed in (words + bytes(8), words[:-8], b"", words * 2):
+        with pytest.raises(BitstreamError):
+            codec.decode(pack(container.header, [(ChunkType.LATENTS, pack_latents(changed, crc))]))
+
+
+def test_another_size_in_the_header_is_noticed(codec):
+    container = unpack(codec.encode(picture(64, 64), 50))
+    forged = pack(replace(container.header, width=640, height=640), container.chunks)
+    with pytest.raises(BitstreamError):
+        codec.decode(forged)
+
+
+def test_other_weights_are_named(codec):
+    container = unpack(codec.encode(picture(8, 8), 50))
+    foreign = pack(replace(container.header, fingerprint=bytes(range(8))), container.chunks)
+    with pytest.raises(ModelError, match="0001020304050607"):
+        codec.decode(foreign)
+    with pytest.raises(ModelError, match="0001020304050607"):
+        aiocodec.decode(foreign, device="cpu")
+
+
+def test_verification_notices_a_diverging_decoder(codec, monkeypatch):
+    """A decoder that derives other parameters than the encoder did."""
+    source = picture(64, 64)
+    calls = 0
+    hyper = ExactEntropyModel.hyper
+
+    def drift(self, z_hat):
+        nonlocal calls
+        calls += 1
+        return hyper(self, z_hat) + (calls - 1) * 256
+
+    monkeypatch.setattr(ExactEntropyModel, "hyper", drift)
+    with pytest.raises(AicError):
+        codec.encode(source, 50, verify=True)
+
+
+def test_an_encoder_bounds_what_a_transform_gives(codec, monkeypatch):
+    """Latents that are not numbers, or too large to code, still make a file that decodes."""
+    monkeypatch.setattr(
+        type(codec.model.g_a),
+        "forward",
+        lambda self, x, q: torch.full((1, codec.model.config.latents, 4, 4), float("nan")),
+    )
+    data = codec.encode(picture(64, 64), 50, verify=True)
+    monkeypatch.undo()
+    assert codec.decode(data).rgb.shape == (64, 64, 3)
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+def test_alpha_is_lossless(codec):
+    alpha = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+    data = codec.encode(replace(picture(50, 40), alpha=alpha), 50)
+    assert unpack(data).header.flags & Flags.ALPHA
+    assert np.array_equal(codec.decode(data).alpha, alpha)
+
+
+def test_metadata_is_kept_or_stripped(codec):
+    source = replace(
+        picture(20, 10), icc=b"icc" * 9, exif=b"II*\0" + bytes(8), xmp=b"<x/>", oriented=True
+    )
+    kept = codec.decode(codec.encode(source, 50))
+    assert (kept.icc, kept.exif, kept.xmp, kept.oriented) == (
+        source.icc,
+        source.exif,
+        source.xmp,
+        True,
+    )
+    stripped = codec.decode(codec.encode(source, 50, strip=True))
+    assert (stripped.icc, stripped.exif, stripped.xmp) == (None, None, None)
+
+
+def test_gray_is_remembered(codec):
+    data = codec.encode(replace(picture(20, 10), gray=True, sixteen_bit=True), 50)
+    decoded = codec.decode(data)
+    assert decoded.gray
+    assert decoded.sixteen_bit
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (1, 65536, 3)])
+def test_impossible_sizes_are_refused(codec, shape):
+    with pytest.raises(ImageError):
+        codec.encode(Picture(rgb=np.zeros(shape, np.uint8)))
+
+
+@pytest.mark.parametrize("quality", [-1, 101])
+def test_impossible_qualities_are_refused(codec, quality):
+    with pytest.raises(ValueError, match="0..100"):
+        codec.encode(picture(8, 8), quality)
+
+
+def test_the_pixel_limit_comes_first(codec):
+    with pytest.raises(LimitError):
+        codec.decode(codec.encode(picture(20, 10), 50), max_pixels=199)
+
+
+def test_encoding_to_a_size(codec, photo):
+    for limit in (6000, 20000):
+        data, quality = codec.encode_to_size(photo, limit)
+        assert len(data) <= limit
+        assert unpack(data).header.quality == quality
+        if quality < 100:
+            assert len(codec.encode(photo, quality + 1)) > limit
+    with pytest.raises(LimitError):
+        codec.encode_to_size(photo, 50)
+
+
+def test_running_out_of_memory_is_one_of_our_errors(codec, monkeypatch):
+    def fail(self, x, q):
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(type(codec.model.g_a), "forward", fail)
+    with pytest.raises(LimitError, match="memory"):
+        codec.encode(picture(8, 8), 50)
+
+
+# --------------------------------------------------------------------------- tiles
+
+
+def test_tiles_cover_everything_once():
+    x = torch.rand(1, 2, (2 * TILE + 3) * 2, 2 * 5)
+    assert torch.equal(_tiled(lambda part: part, x, 2, 2), x)
+    assert torch.equal(_tiled(lambda part: part[:, :, ::2, ::2], x, 2, 1), x[:, :, ::2, ::2])
+
+
+def test_tiles_see_a_halo():
+    """A transform whose reach is within the halo gives the same with tiles and without."""
+    x = torch.rand(1, 1, TILE + 20, 3)
+    blur = torch.nn.AvgPool2d((2 * HALO + 1, 1), 1, (HALO, 0))
+    assert torch.allclose(_tiled(blur, x, 1, 1), blur(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, TILE, TILE + 1, 5 * TILE - 1])
+def test_spans(length):
+    spans = _spans(length)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert max(b - a for a, b in spans) <= TILE
+
+
+def test_a_picture_of_several_tiles_round_trips(codec):
+    source = picture(TILE * 16 + 200, 60)
+    decoded = codec.decode(codec.encode(source, 80))
+    assert psnr(source.rgb, decoded.rgb) > 25
+
+
+# --------------------------------------------------------------------------- the public functions
+
+
+def test_public_functions(photo):
+    data = aiocodec.encode(photo.rgb, 30, device="cpu")
+    info = aiocodec.inspect(data).header
+    assert (info.quality, info.width, info.height) == (30, 480, 320)
+    assert aiocodec.decode(data, device="cpu").shape == photo.rgb.shape
+    assert issubclass(aiocodec.errors.ModelError, aiocodec.errors.AicError)
+    with pytest.raises(AttributeError):
+        aiocodec.nothing  # noqa: B018
+
+
+# --------------------------------------------------------------------------- weights
+
+
+def test_release_and_load(tmp_path):
+    torch.manual_seed(0)
+    model = Model(TINY).eval()
+    frozen = release(model, tmp_path)
+    manifest = Manifest.read(tmp_path)
+    assert manifest.models == ["tiny"]
+    assert manifest.for_fingerprint(frozen.fingerprint) == "tiny"
+    loaded = manifest.load("tiny").trainable()
+    for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=2e-3), name
+    assert sum(f.stat().st_size for f in tmp_path.glob("*.safetensors")) == manifest.weight_bytes(
+        "tiny"
+    )
+    again = release(loaded, tmp_path, frozen=manifest.load("tiny").frozen)
+    assert again.fingerprint == frozen.fingerprint
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    release(Model(TINY), tmp_path)
+    file = next(tmp_path.glob("tiny*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ModelError, match="damaged"):
+        Manifest.read(tmp_path).load("tiny")
+    file.unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        Manifest.read(tmp_path).load("tiny")
+    with pytest.raises(ModelError, match="no weights for model 'l'"):
+        Manifest.read(tmp_path).load("l")
+
+
+def test_weights_in_parts(tmp_path, monkeypatch):
+    from aiocodec import pretrained
+
+    monkeypatch.setattr(pretrained, "PART_BYTES", 20_000)
+    model = Model(TINY)
+    release(model, tmp_path)
+    assert len(list(tmp_path.glob("tiny-*.safetensors"))) > 1
+    Manifest.read(tmp_path).load("tiny").trainable()
+
+
+def test_symbols_crc_is_little_endian_int32(codec):
+    """What the format says of the CRC, computed from the symbols by hand."""
+    from aiocodec.codec import _crc
+
+    symbols = np.array([0, -1, 300], np.int32)
+    expected = zlib.crc32(bytes.fromhex("00000000ffffffff2c010000"))
+    assert _crc(symbols) == expected
+    assert _crc(symbols[2:], _crc(symbols[:2])) == expected

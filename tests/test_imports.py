@@ -1,0 +1,75 @@
+"""The import rule of the layout: imports point down, and every module has a place."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "aiocodec"
+
+# Higher layers may import lower ones; modules of one layer do not know each other.
+LAYERS = [
+    {"__main__"},
+    {"cli"},
+    {"training.train", "evaluate"},
+    {"training.data", "training.degrade"},
+    {"codec"},
+    {"pretrained"},
+    {"model"},
+    {"entropy"},
+    {"layers"},
+    {"container", "rangecoder", "image", "metrics"},
+    {"errors"},
+]
+LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
+FREE = {"__init__", "training.__init__"}  # of any module; they hold names, not code
+# what a module may not know, though it lies below
+FORBIDDEN = {("entropy", "rangecoder")} | {
+    ("training.train", name) for name in ("rangecoder", "codec", "pretrained")
+}
+STDLIB_ONLY = {"container", "errors"}
+HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
+
+
+def imports(path):
+    """Absolute names of all modules that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (
+                f"{node.module}.{alias.name}" if node.module == "aiocodec" else node.module
+                for alias in node.names
+            )
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()))
+def test_imports_point_down(name, path):
+    if name in FREE:
+        return
+    assert name in LEVEL, f"{name} has no place in the layout"
+    for imported in imports(path):
+        if not imported.startswith("aiocodec."):
+            continue
+        target = imported.removeprefix("aiocodec.")
+        if target in {"__version__", "weights"}:
+            continue
+        assert target in LEVEL, f"{name} imports {target}, which has no place in the layout"
+        assert LEVEL[target] < LEVEL[name], f"{name} imports {target}, which is not below it"
+        assert (name, target) not in FORBIDDEN, f"{name} must not know {target}"
+
+
+@pytest.mark.parametrize("name", sorted(STDLIB_ONLY))
+def test_stdlib_only(name):
+    found = {imported.split(".")[0] for imported in imports(PACKAGE / f"{name}.py")}
+    assert not found & HEAVY
+
+
+def test_every_place_is_taken():
+    assert set(LEVEL) | FREE == {name for name, _ in modules()}
