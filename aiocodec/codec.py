@@ -128,13 +128,15 @@ class Codec:
         low, high, best = 0, 100, None
         while low <= high:
             quality = (low + high) // 2
-            data = self.encode(picture, quality, strip=strip, verify=verify)
+            data = self.encode(picture, quality, strip=strip)
             if len(data) <= max_bytes:
                 best, low = (data, quality), quality + 1
             else:
                 high = quality - 1
         if best is None:
             raise LimitError(f"even quality 0 needs more than {max_bytes} bytes")
+        if verify:
+            self.encode(picture, best[1], strip=strip, verify=True)
         return best
 
     def _encode_latents(self, y: Tensor, z_hat: Tensor) -> tuple[bytes, int]:

@@ -9,16 +9,10 @@ import torch
 PHOTOS = Path(__file__).parent / "photos"
 
 
-def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run tests that take minutes")
-
-
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        if "slow" in item.keywords and not config.getoption("--slow"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,14 @@ import aiocodec
 from aiocodec.codec import HALO, TILE, Codec, _spans, _tiled
 from aiocodec.container import HEADER_SIZE, ChunkType, Flags, pack, pack_latents, unpack
 from aiocodec.entropy import ExactEntropyModel
-from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, ModelError
+from aiocodec.errors import (
+    AicError,
+    BitstreamError,
+    CompatibilityError,
+    ImageError,
+    LimitError,
+    ModelError,
+)
 from aiocodec.image import Picture
 from aiocodec.metrics import psnr
 from aiocodec.model import Model, ModelConfig
@@ -148,6 +155,18 @@ def test_files_cross_between_cpu_and_cuda(codec, photo, quality):
 
 
 # --------------------------------------------------------------------------- damage
+
+
+def test_every_flipped_bit_and_every_truncation_is_noticed(codec):
+    data = codec.encode(picture(1, 1), 0)
+    damaged = [data[:length] for length in range(len(data))]
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        damaged.append(bytes(flipped))
+    for each in damaged:
+        with pytest.raises((BitstreamError, CompatibilityError, LimitError)):
+            codec.decode(each)
 
 
 def test_other_symbols_are_noticed(codec):

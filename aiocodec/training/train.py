@@ -37,8 +37,8 @@ class TrainConfig:
     minutes: float = 30.0  # wall-clock budget of the optimisation, validation not counted
     phases: tuple[tuple[float, int, int], ...] = ((0.0, 128, 8), (0.67, 192, 4))
     # (share of the budget at which it begins, patch side in pixels, batch); sides multiples of 64
-    lr_matrix: float = 5e-3  # Muon
-    lr_other: float = 1e-3  # AdamW
+    lr_matrix: float = 3e-3  # Muon
+    lr_other: float = 6e-4  # AdamW
     warmup: int = 100  # steps
     clip: float = 1.0  # gradient norm
     spike: float = 8.0  # a gradient norm this many times the usual one skips the step
