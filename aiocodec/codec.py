@@ -189,6 +189,8 @@ class Codec:
                 raise BitstreamError("the decoded symbols have the wrong CRC")
             q = torch.tensor([float(header.quality)], device=self.device)
             x_hat = _tiled(lambda part: self.model.g_s(part, q), y_hat[None], 1, LATENT_STRIDE)
+            if header.flags & Flags.GRAY:
+                x_hat = x_hat.mean(1, keepdim=True).expand(-1, 3, -1, -1)
             rgb = _to_rgb(x_hat[0, :, : header.height, : header.width])
         return Picture(
             rgb=rgb,

@@ -272,6 +272,7 @@ def test_gray_is_remembered(codec):
     data = codec.encode(replace(picture(20, 10), gray=True, sixteen_bit=True), 50)
     decoded = codec.decode(data)
     assert decoded.gray
+    assert (decoded.rgb == decoded.rgb[..., :1]).all()
     assert decoded.sixteen_bit
 
 
