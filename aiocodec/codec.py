@@ -34,8 +34,8 @@ from aiocodec.model import LATENT_STRIDE, STRIDE
 from aiocodec.pretrained import Manifest
 from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder, Tables
 
-TILE = 96  # latent positions (of 16 pixels) per side that a transform sees at once, at most
-HALO = 8  # latent positions around a tile that it sees besides
+TILE = 48  # latent positions (of 16 pixels) per side that a transform sees at once, at most
+HALO = 4  # latent positions around a tile that it sees besides; see TRAINING.md for both
 
 
 # Takes the Parameters of one pass over y and the bool mask [N, H, W] of the elements that it covers;
