@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from aiocodec.codec import Codec
-from aiocodec.errors import ImageError
-from aiocodec.image import Picture, read
+from aiocodec.errors import AicError, ImageError
+from aiocodec.image import SUFFIXES, Picture, read
 from aiocodec.metrics import bpp, psnr
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".avif"}
 
 
 def add_noise(picture: Picture, sigma: float, seed: int) -> Picture:
@@ -23,6 +21,15 @@ def add_noise(picture: Picture, sigma: float, seed: int) -> Picture:
     noise = np.random.default_rng(seed).normal(0, sigma, picture.rgb.shape)
     noisy = np.clip(np.round(picture.rgb + noise), 0, 255).astype(np.uint8)
     return replace(picture, rgb=noisy)
+
+
+def _read(path: Path) -> Picture:
+    try:
+        return read(path.read_bytes())
+    except AicError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except OSError as fault:
+        raise ImageError(f"{path} cannot be read: {fault.strerror}") from None
 
 
 def rd_table(
@@ -38,7 +45,7 @@ def rd_table(
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ImageError(f"no images in {folder}")
-    pictures = [read(path.read_bytes()) for path in paths]
+    pictures = [_read(path) for path in paths]
     for quality in qualities:
         rates, psnrs, encode_seconds, decode_seconds = [], [], [], []
         for number, clean in enumerate(pictures, start=1):

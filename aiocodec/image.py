@@ -65,6 +65,7 @@ _FORMATS = {
     ".pnm": "PPM",
     ".avif": "AVIF",
 }
+SUFFIXES = frozenset(_FORMATS)  # of the files in a folder that count as images
 _HOLD_ALPHA = {"PNG", "WEBP", "TIFF", "AVIF"}
 _HOLD_GRAY = {"PNG", "JPEG", "TIFF", "BMP", "PPM", "AVIF"}
 _HOLD_GRAY_AND_ALPHA = {"PNG", "TIFF"}

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from aiocodec.errors import AicError, ImageError
-from aiocodec.image import read
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".avif"}
+from aiocodec.image import SUFFIXES, read
 
 
 def load_folder(
