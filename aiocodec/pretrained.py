@@ -11,11 +11,8 @@ float16; an entropy model is the integers of `entropy.FrozenEntropyModel`. Large
 parts. Reading the manifest needs neither torch nor numpy.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,22 +27,23 @@ if TYPE_CHECKING:
 PART_BYTES = 14 << 20  # a set larger than this is split
 
 
-def _folder() -> Traversable:
+def _folder() -> Path:
     try:
-        return resources.files("aiocodec.weights")
-    except ModuleNotFoundError:
+        from aiocodec import weights
+    except ImportError:
         raise ModelError("the weights are not installed") from None
+    return Path(weights.__path__[0])
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What is in a folder of weights."""
 
-    folder: Traversable
+    folder: Path
     entries: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Traversable | None = None) -> "Manifest":
+    def read(cls, folder: Path | None = None) -> "Manifest":
         """The manifest of `folder`, by default of the weights in the package."""
         folder = folder or _folder()
         try:
@@ -89,6 +87,8 @@ class Manifest:
             raise ModelError(f"there are no weights for model {name!r}, only for {known}") from None
 
     def _tensors(self, files: list[str]) -> "dict[str, Tensor]":
+        from hashlib import sha256
+
         from safetensors.torch import load
 
         tensors: dict[str, Tensor] = {}
@@ -97,7 +97,7 @@ class Manifest:
                 data = (self.folder / file).read_bytes()
             except OSError as error:
                 raise ModelError(f"the weights {file} cannot be read: {error.strerror}") from None
-            if hashlib.sha256(data).hexdigest() != self.entries["files"][file]["sha256"]:
+            if sha256(data).hexdigest() != self.entries["files"][file]["sha256"]:
                 raise ModelError(f"the weights {file} are damaged (wrong SHA-256)")
             tensors.update(load(data))
         return tensors
@@ -161,6 +161,8 @@ def release(
 
     Its entropy model is frozen, unless `frozen` is given: the one that it was trained against.
     """
+    from hashlib import sha256
+
     import numpy as np
     import torch
     from safetensors.torch import save
@@ -207,7 +209,7 @@ def release(
             (folder / file).write_bytes(data)
             entries["files"][file] = {
                 "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
+                "sha256": sha256(data).hexdigest(),
             }
         return names
 
