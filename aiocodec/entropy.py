@@ -12,7 +12,7 @@ section 3.2):
 
 The density is a mixture of two Gaussians of one mean, the wider one for the outliers. Their weights
 and the ratio of their widths are learned and the same everywhere, so a table is still chosen by its
-scale alone. A single Gaussian, the paper's choice, spent 9 % more bits on the same symbols early in
+scale alone. A single Gaussian, the paper's choice, spent 10 % more bits on the same symbols early in
 training: real residuals have heavy tails.
 
 `EntropyModel` does this in floating point and is trained. `freeze` turns its weights into integers,
