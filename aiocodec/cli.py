@@ -47,6 +47,7 @@ EXIT_CODES = {
     6: "a limit is exceeded: pixels, memory or file size",
     7: "the output exists or cannot be written",
     8: "some files of a batch failed, the others are done",
+    9: "training cannot go on, its last checkpoint is good",
     130: "interrupted",
     143: "terminated",
 }
@@ -672,20 +673,53 @@ def evaluate(
             )
 
 
+def sides(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """`--patches`: sides of training patches, multiples of 64, with commas between, growing."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(side) for side in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in SHARES or any(side < 64 or side % 64 for side in numbers):
+        raise click.BadParameter("up to three multiples of 64, as 128,192,256", ctx, param)
+    return tuple(sorted(numbers))
+
+
+SHARES = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}  # of the time, where larger patches begin
+
+
 @cli.command(epilog=EPILOG)
 @click.argument(
     "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of checkpoint and log."
+    "--out", type=click.Path(path_type=Path), help="Folder of checkpoint, weights and log."
 )
 @click.option("--variant", type=click.Choice(MODELS), default="nano", show_default=True)
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True)
 @click.option(
-    "--patch", type=click.IntRange(64), default=128, show_default=True, help="Side at the start."
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Budget of all runs into OUT together, by which the learning rate falls to zero.",
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=8, show_default=True, help="Patches at the start."
+    "--stop-after",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="End this run early; the next one goes on.",
+)
+@click.option(
+    "--patches",
+    callback=sides,
+    metavar="SIDES",
+    help="Up to three sides, later ones later.  [default: 128,192,256; on CUDA 256,320,384]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    help="Patches of the first side; fewer of larger ones.  [default: 8; on CUDA 32]",
 )
 @click.option(
     "--clean",
@@ -694,6 +728,28 @@ def evaluate(
     show_default=True,
     help="Share not degraded.",
 )
+@click.option(
+    "--balance",
+    type=click.FloatRange(0, 1),
+    default=0.2,
+    show_default=True,
+    help="Weigh the loss by lambda to the power of -BALANCE.",
+)
+@click.option(
+    "--optimiser",
+    type=click.Choice(("muon", "soap", "adamw")),
+    default="muon",
+    show_default=True,
+    help="Of the matrices.",
+)
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    default=3e-3,
+    show_default=True,
+    help="Learning rate of the matrices; the others have a fifth of it.",
+)
+@click.option("--compile/--no-compile", default=False, help="Use torch.compile.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--validation",
@@ -701,74 +757,174 @@ def evaluate(
     help="Folder of clean images.",
 )
 @click.option("--pretrained", is_flag=True, help="Start from the released weights of the variant.")
+@click.option(
+    "--start",
+    type=click.Path(exists=True, path_type=Path),
+    help="Start from the weights of another run: its folder or its checkpoint.",
+)
 @device_option
 @click.option(
     "--release",
     type=click.Path(path_type=Path),
     help="Freeze the result into this folder of weights, as its default.",
 )
+@click.option(
+    "--preview",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Only write a sheet of degraded photographs of FOLDER, as PNG.",
+)
+@click.option("--benchmark", is_flag=True, help="Only measure how fast this machine trains.")
 def train(
     folder: Path | None,
-    out: Path,
+    out: Path | None,
     variant: str,
     minutes: float,
-    patch: int,
-    batch: int,
+    stop_after: float | None,
+    patches: tuple[int, ...] | None,
+    batch: int | None,
     clean: float,
+    balance: float,
+    optimiser: str,
+    lr: float,
+    compile: bool,
     seed: int,
     validation: Path | None,
     pretrained: bool,
+    start: Path | None,
     device: str,
     release: Path | None,
+    preview: Path | None,
+    benchmark: bool,
 ) -> None:
     """Train a model on the photographs of FOLDER, going on from OUT/checkpoint.pt where there is one.
 
-    Without FOLDER, only --release the checkpoint that OUT has. Patches grow to 1.5 and 2 times their
-    side after 65 and 88 % of the time, the batch shrinks with their area.
+    Without FOLDER, only --release the weights that OUT has.
     """
-    if folder is None and release is None:
+    if preview is not None or benchmark:
+        if preview is not None and folder is None:
+            raise click.UsageError("--preview needs a FOLDER of photographs")
+    elif out is None:
+        raise click.UsageError("give a folder for --out")
+    elif folder is None and release is None:
         raise click.UsageError("give a FOLDER to train on, or --release")
-    if patch % 128:
-        raise click.BadParameter("it must be a multiple of 128", param_hint="--patch")
+    if pretrained and start:
+        raise click.UsageError("give --pretrained or --start, not both")
     import torch
-
-    from aiocodec.pretrained import Manifest
-    from aiocodec.pretrained import release as write_release
-    from aiocodec.training.train import TrainConfig, load_average
-    from aiocodec.training.train import train as run
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if folder is not None:
-        phases = (
-            (0.0, patch, batch),
-            (0.65, patch * 3 // 2, -(-batch * 4 // 9)),
-            (0.88, patch * 2, -(-batch // 4)),
-        )
-        run(
-            folder,
-            out,
-            variant,
-            TrainConfig(minutes=minutes, phases=phases, clean=clean, seed=seed),
-            validation=validation,
-            start=Manifest.read().load(variant).trainable() if pretrained else None,
-            device=device,
-            report=functools.partial(report_training, minutes=minutes),
-        )
-    if release is not None:
-        frozen = write_release(load_average(out / "checkpoint.pt")[0], release)
-        say(f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("there is no CUDA device", param_hint="--device")
+    cuda = device == "cuda"
+    patches = patches or ((256, 320, 384) if cuda else (128, 192, 256))
+    if preview is not None:
+        assert folder is not None
+        write_preview(folder, preview, seed)
+    elif benchmark:
+        measure_training(variant, device, patches[0], batch)
+    else:
+        assert out is not None
+        from aiocodec.pretrained import Manifest
+        from aiocodec.pretrained import release as write_release
+        from aiocodec.training.train import TrainConfig, load_weights
+        from aiocodec.training.train import train as run
+
+        if folder is not None:
+            first = batch or (32 if cuda else 8)
+            phases = tuple(
+                (share, side, max(1, first * patches[0] ** 2 // side**2))
+                for share, side in zip(SHARES[len(patches)], patches, strict=True)
+            )
+            config = TrainConfig(
+                minutes=minutes,
+                phases=phases,
+                optimiser=optimiser,
+                lr_matrix=lr,
+                lr_other=lr / 5,
+                balance=balance,
+                clean=clean,
+                compile=compile,
+                seed=seed,
+            )
+            model = load_weights(start) if start else None
+            if pretrained:
+                model = Manifest.read().load(variant).trainable()
+            run(
+                folder,
+                out,
+                variant,
+                config,
+                validation=validation,
+                start=model,
+                device=device,
+                stop_minutes=stop_after or math.inf,
+                report=functools.partial(report_training, minutes=minutes),
+            )
+        if release is not None:
+            frozen = write_release(load_weights(out), release)
+            say(f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True)
 
 
 def report_training(row: Row, minutes: float) -> None:
-    """Progress of the training loop, on stderr."""
+    """Progress of the training loop, on stderr: one line that is written over on a terminal."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     if "validation" in row:
+        if terminal:
+            say(err=True)
         say(*(f"  validation {json.dumps(point)}" for point in row["validation"]), err=True)
     elif "loss" in row:
-        say(
+        line = (
             f"{row['minutes']:7.1f} of {minutes:g} min, step {row['step']}: loss {row['loss']:.3f}, "
-            f"{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB",
-            err=True,
+            f"{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB, {row['patches_per_second']:.1f} patches/s of "
+            f"{row['patch']}x{row['patch']}, learning rate {row['lr']:.0%}"
+        )
+        if terminal:
+            click.echo(f"\r{line:<110}", nl=False, err=True)
+        else:
+            say(line, err=True)
+    elif "memory" in row:
+        say(f"too little memory: batches of {row['batch']} from here on", err=True)
+    elif row.get("unreadable"):
+        names = row["unreadable"]
+        say(f"aic: {len(names)} images cannot be read and are left out, {names[0]} first", err=True)
+
+
+def write_preview(folder: Path, path: Path, seed: int) -> None:
+    """A contact sheet of what training does to photographs, five of a folder, made small."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    from aiocodec.training.data import Photographs
+    from aiocodec.training.degrade import contact_sheet
+
+    images = Photographs.load(folder)
+    chosen = np.random.default_rng(seed).choice(len(images), 5, replace=len(images) < 5)
+    small = [
+        ImageOps.fit(Image.fromarray(images[int(i)].permute(1, 2, 0).numpy()), (320, 240))
+        for i in chosen
+    ]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in small]))
+    sheet = contact_sheet(pixels.permute(0, 3, 1, 2), seed)
+    Image.fromarray(sheet).save(path, format="PNG")
+
+
+def measure_training(variant: str, device: str, side: int, batch: int | None) -> None:
+    """A table of training speeds, on stdout."""
+    from aiocodec.model import VARIANTS
+    from aiocodec.training.benchmark import benchmark
+
+    cuda = device == "cuda"
+    batches = (batch,) if batch else (16, 32, 64, 128) if cuda else (4, 8, 16)
+    say(f"{variant} on {device}, patches of {side}x{side}")
+    say("batch compile patches/s  ms a step  compute floor  memory floor  share of the larger")
+    for row in benchmark(
+        VARIANTS[variant], device, side, batches, (False, True) if cuda else (False,)
+    ):
+        say(
+            f"{row['batch']:5d} {'yes' if row['compile'] else 'no':>7} {row['patches_per_second']:9.1f}"
+            f" {row['ms']:10.1f} {row['compute_floor_ms']:14.1f} {row['memory_floor_ms']:13.1f}"
+            f" {row['share']:8.0%}"
         )
 
 

@@ -8,7 +8,9 @@
     │   └── ModelError                weights that are missing, damaged, or not those of the file
     ├── LimitError                6   more pixels or memory than allowed
     ├── OutputError               7   the output exists or cannot be written
-    └── BatchError                8   some files of a batch failed, the others are done
+    ├── BatchError                8   some files of a batch failed, the others are done
+    └── TrainingError             9   training cannot go on; the last checkpoint is good
+        └── Diverged                  the loss exploded or stopped being a number
 
 The number is the exit code of `aic`; 0 is success and 2 is a usage error. Messages are one line and
 name what is wrong; the command line puts the file's name in front.
@@ -63,3 +65,13 @@ class BatchError(AicError):
     """Some files of a batch failed; the others are done."""
 
     exit_code = 8
+
+
+class TrainingError(AicError):
+    """Training cannot start or go on; what its last checkpoint holds is good."""
+
+    exit_code = 9
+
+
+class Diverged(TrainingError):
+    """The loss exploded or stopped being a number."""

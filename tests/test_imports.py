@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "aiocodec"
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"training.benchmark"},
     {"training.train", "evaluate"},
-    {"training.data", "training.degrade"},
+    {"training.data", "training.degrade", "training.optim"},
     {"codec"},
     {"pretrained"},
     {"model"},

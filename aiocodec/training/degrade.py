@@ -1,27 +1,407 @@
-"""Degradations for training and validation: clean images in, spoiled ones out.
+"""Degradations for training, validation and evaluation: clean images in, spoiled ones out.
 
-Every function takes a float tensor [B, 3, H, W] in 0..1 on any device and a `torch.Generator` of the
-same device, and gives a tensor of the same shape in 0..1; the same seed gives the same pixels.
+Every degradation takes clean images, a float tensor [B, 3, H, W] in 0..1 on any device, an amount (a
+number, or [B] for one per image) and a `torch.Generator` of that device, and gives a tensor of the
+same shape in 0..1. The same seed on the same kind of device gives the same pixels. `KINDS` names
+them with the range of their amounts; `apply` takes them by name, as `noise:25`; `degrade` draws one,
+or two on top of each other, for every image of a batch.
+
+The weather is rendered by the models that the restoration literature uses: haze by the atmospheric
+scattering model I = J t + A (1 - t), t = exp(-beta d) (Koschmieder; He et al. 2009) over a guessed
+depth, rain and snow as translucent particles drawn out by their fall, in layers of different
+distance, under a veil of scattered light (Li et al., CVPR 2019; Chen et al., ICCV 2021).
 """
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional as F
 
-MAX_SIGMA = 55.0  # of 255, the strongest Gaussian noise (paper, section 4.1)
-CLEAN_PROBABILITY = 0.2  # share of inputs left as they are (paper, section 4.1)
+from aiocodec.errors import AicError
 
-
-def gaussian_noise(x: Tensor, sigma: Tensor | float, rng: torch.Generator) -> Tensor:
-    """White Gaussian noise of standard deviation `sigma` (of 255; a number or [B]), clipped and
-    rounded to 8 bits as in a file."""
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-    noise = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-    return ((x * 255 + noise * sigma).round().clamp(0, 255)) / 255
+CLEAN_SHARE = 0.2  # of the inputs of `degrade` are left as they are (paper, section 4.1)
+MIXED_SHARE = 0.2  # of the others get a second degradation
+Amount = Tensor | float
 
 
-def degrade(x: Tensor, rng: torch.Generator, clean: float = CLEAN_PROBABILITY) -> Tensor:
-    """A random degradation for every image of a batch: none with probability `clean`, otherwise
-    Gaussian noise of a strength uniform in 0..55."""
-    strength, chance = torch.rand(2, x.shape[0], generator=rng, device=x.device)
-    noisy = gaussian_noise(x, strength * MAX_SIGMA, rng)
-    return torch.where((chance < clean)[:, None, None, None], x, noisy)
+def _per_image(amount: Amount, x: Tensor) -> Tensor:
+    """A number or [B] as [B or 1, 1, 1, 1] beside x."""
+    return torch.as_tensor(amount, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+
+
+def _uniform(x: Tensor, rng: torch.Generator, low: float, high: float) -> Tensor:
+    """A random number in low..high for every image, [B, 1, 1, 1]."""
+    return low + (high - low) * torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device)
+
+
+def _normal(shape: torch.Size | tuple[int, ...], x: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=rng, device=x.device, dtype=x.dtype)
+
+
+def _to_8_bits(x: Tensor) -> Tensor:
+    return (x * 255).round().clamp(0, 255) / 255
+
+
+def gaussian_noise(x: Tensor, sigma: Amount, rng: torch.Generator) -> Tensor:
+    """White Gaussian noise of standard deviation `sigma` (of 255), clipped and rounded to 8 bits."""
+    return _to_8_bits(x + _normal(x.shape, x, rng) * _per_image(sigma, x) / 255)
+
+
+def camera_noise(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
+    """Noise of a sensor in 0..1: shot noise that grows with the light and read noise that does not,
+    added to linear light, more of it in red and blue than in green, for half of the images spread
+    out by a bilinear demosaicing (Foi et al. 2008; Brooks et al. 2019)."""
+    light = x.clamp(min=0) ** 2.2
+    shot = torch.exp(torch.lerp(*_logs(3e-4, 5e-2, x), _per_image(amount, x)))
+    read = shot.sqrt() * torch.exp(_uniform(x, rng, math.log(0.02), math.log(0.15)))
+    gains = torch.cat([_uniform(x, rng, low, high) for low, high in ((1, 2.4), (1, 1), (1, 2))], 1)
+    noise = _normal(x.shape, x, rng) * (gains * (shot * light + read.square())).sqrt()
+    rows, columns = (torch.arange(side, device=x.device) % 2 for side in x.shape[2:])
+    checker = rows[:, None] + columns  # 0 where red was sampled, 1 for green, 2 for blue
+    green = x.new_tensor([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4
+    others = x.new_tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4
+    kernels = torch.stack([others, green, others])[:, None]
+    mosaic = noise * torch.stack([checker == c for c in range(3)])
+    spread = F.conv2d(F.pad(mosaic, (1, 1, 1, 1), mode="reflect"), kernels, groups=3)
+    noise = torch.where(_uniform(x, rng, 0, 1) < 0.5, noise, spread)
+    return _to_8_bits((light + noise).clamp(0, 1) ** (1 / 2.2))
+
+
+def _logs(low: float, high: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_tensor(math.log(low)), x.new_tensor(math.log(high))
+
+
+def blur(x: Tensor, sigma: Amount, rng: torch.Generator) -> Tensor:
+    """A Gaussian blur of `sigma` pixels (to 3)."""
+    reach = 9
+    offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    spread = _per_image(sigma, x).clamp(min=0.05).expand(len(x), 1, 1, 1)
+    kernel = torch.exp(-0.5 * (offsets / spread).square())
+    kernel = (kernel / kernel.sum(-1, keepdim=True)).expand(-1, 3, -1, -1).reshape(-1, 1, 1, 19)
+    out = F.pad(x, (reach,) * 4, mode="reflect").reshape(
+        1, -1, *(s + 2 * reach for s in x.shape[2:])
+    )
+    out = F.conv2d(out, kernel, groups=kernel.shape[0])
+    out = F.conv2d(out, kernel.mT, groups=kernel.shape[0])
+    return _to_8_bits(out.view(x.shape))
+
+
+# Tables K.1 and K.2 of ITU-T T.81, the quantisation of luma and chroma at quality 50.
+_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+_CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
+99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
+
+
+def _dct8(x: Tensor) -> Tensor:
+    n = torch.arange(8, device=x.device, dtype=x.dtype)
+    basis = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def _quantised(plane: Tensor, table: str, scale: Tensor) -> Tensor:
+    """Planes [B, C, H, W] in -128..127, sides multiples of 8, after JPEG's DCT and rounding."""
+    b, c, height, width = plane.shape
+    basis = _dct8(plane)
+    steps = plane.new_tensor([int(step) for step in table.split()]).view(8, 8)
+    steps = ((steps * scale + 50) / 100).floor().clamp(1, 255)[:, None, None]
+    blocks = plane.view(b, c, height // 8, 8, width // 8, 8).transpose(3, 4)
+    coefficients = basis @ blocks @ basis.T
+    coefficients = (coefficients / steps[:, :, None]).round() * steps[:, :, None]
+    return (basis.T @ coefficients @ basis).transpose(3, 4).reshape(plane.shape)
+
+
+def jpeg(x: Tensor, quality: Amount, rng: torch.Generator) -> Tensor:
+    """What a JPEG file of `quality` (1..100, as libjpeg counts, chroma 4:2:0) would decode to."""
+    height, width = x.shape[2:]
+    x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
+    quality = _per_image(quality, x).expand(len(x), 1, 1, 1)
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).view(-1, 1, 1)
+    r, g, b = (x * 255).split(1, dim=1)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    chroma = torch.cat([(b - y) / 1.772, (r - y) / 1.402], dim=1)
+    y = _quantised(y - 128, _LUMA, scale) + 128
+    chroma = _quantised(F.avg_pool2d(chroma, 2), _CHROMA, scale)
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear")
+    cb, cr = chroma.split(1, dim=1)
+    b, r = y + 1.772 * cb, y + 1.402 * cr
+    g = (y - 0.299 * r - 0.114 * b) / 0.587
+    return _to_8_bits(torch.cat([r, g, b], dim=1)[..., :height, :width] / 255)
+
+
+def _clouds(x: Tensor, rng: torch.Generator, octaves: int = 5) -> Tensor:
+    """A smooth random field in 0..1, [B, 1, H, W]: value noise, every octave twice as fine and half
+    as strong."""
+    field = x.new_zeros(len(x), 1, *x.shape[2:])
+    for octave in range(octaves):
+        grid = torch.rand(len(x), 1, *(2 + 2**octave,) * 2, generator=rng, device=x.device)
+        grid = F.interpolate(grid, x.shape[2:], mode="bicubic", align_corners=True)
+        field += grid * 0.5**octave
+    return _stretched(field)
+
+
+def _stretched(field: Tensor) -> Tensor:
+    low, high = field.amin((2, 3), keepdim=True), field.amax((2, 3), keepdim=True)
+    return (field - low) / (high - low).clamp(min=1e-6)
+
+
+def _box(x: Tensor, radius: int) -> Tensor:
+    """The mean over a square of 2 * radius + 1 pixels, edges repeated."""
+    x = F.pad(x, (radius,) * 4, mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(x, (2 * radius + 1, 1), 1), (1, 2 * radius + 1), 1)
+
+
+def _guided(x: Tensor, guide: Tensor, radius: int, epsilon: float = 3e-3) -> Tensor:
+    """x smoothed, but with the edges of `guide` (guided filter, He et al. 2010)."""
+    mean_x, mean_g = _box(x, radius), _box(guide, radius)
+    slope = _box(x * guide, radius) - mean_x * mean_g
+    slope = slope / (_box(guide * guide, radius) - mean_g.square() + epsilon)
+    return _box(slope, radius) * guide + _box(mean_x - slope * mean_g, radius)
+
+
+def pseudo_depth(x: Tensor, rng: torch.Generator) -> Tensor:
+    """A guess at the distance of every pixel, [B, 1, H, W], positive, of mean 1.
+
+    A ground plane that recedes upwards, random relief, and the look of the image (far things are
+    pale, smooth and high up), blended in random shares and fitted to the edges of the image.
+    """
+    height, width = x.shape[2:]
+    radius = max(2, min(height, width) // 12)
+    luma = x.mean(1, keepdim=True)
+    tilt = _uniform(x, rng, -0.7, 0.7)
+    down = torch.linspace(0, 1, height, device=x.device).view(1, 1, -1, 1)
+    across = torch.linspace(-0.5, 0.5, width, device=x.device).view(1, 1, 1, -1)
+    plane = _stretched(1 - down * tilt.cos() + across * tilt.sin()) ** _uniform(x, rng, 0.7, 3)
+    saturation = x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
+    texture = _box((luma - _box(luma, 2)).abs(), radius // 2)
+    look = _stretched(_box(luma - saturation - 4 * texture, radius // 4) + 0.5 * (1 - down))
+    shares = [_uniform(x, rng, 0, share) for share in (1.0, 0.5, 1.0)]
+    parts = (plane, _clouds(x, rng), look)
+    relief = torch.cat([s * part for s, part in zip(shares, parts, strict=True)], 1)
+    relief = _stretched(relief.sum(1, keepdim=True))
+    depth = _guided(relief, luma, radius).clamp(0, 1) + _uniform(x, rng, 0.05, 0.6)
+    return depth / depth.mean((2, 3), keepdim=True)
+
+
+def _air_light(x: Tensor, rng: torch.Generator, low: float, high: float) -> Tensor:
+    """A pale gray with a trace of colour, [B, 3, 1, 1]."""
+    return _uniform(x, rng, low, high) + 0.02 * _normal((len(x), 3, 1, 1), x, rng).clamp(-2, 2)
+
+
+def haze(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
+    """Haze that leaves 90 % (amount 0) to 20 % (amount 1) of the light at mean depth."""
+    beta = -torch.log(0.9 - 0.7 * _per_image(amount, x))
+    t = torch.exp(-beta * pseudo_depth(x, rng))
+    return _to_8_bits(x * t + _air_light(x, rng, 0.6, 1.0) * (1 - t))
+
+
+def _particles(
+    x: Tensor,
+    rng: torch.Generator,
+    coverage: Tensor,
+    radius: Tensor,
+    length: Tensor,
+    angle: Tensor,
+    softness: Tensor,
+) -> Tensor:
+    """Opacity in 0..1, [B, 1, H, W], of particles at random places that cover a share `coverage` of
+    the image: capsules of `radius` pixels (to half opacity) drawn out over `length` pixels along
+    `angle` (from the vertical, radians), with edges `softness` pixels wide. Every particle is more
+    or less translucent."""
+    height, width = x.shape[2:]
+    # distance of every pixel to a segment through the origin, coordinates wrapping around
+    dy = (torch.fft.fftfreq(height, device=x.device) * height).view(1, 1, -1, 1)
+    dx = (torch.fft.fftfreq(width, device=x.device) * width).view(1, 1, 1, -1)
+    along = dx * angle.sin() + dy * angle.cos()
+    across = dx * angle.cos() - dy * angle.sin()
+    beyond = (along.abs() - length / 2).clamp(min=0)
+    distance = (across.square() + beyond.square()).sqrt()
+    shape = torch.sigmoid(4 * (radius - distance) / softness)
+    density = (coverage / shape.sum((2, 3), keepdim=True)).clamp(max=0.5)
+    chance, opacity = torch.rand(2, len(x), 1, height, width, generator=rng, device=x.device)
+    seeds = torch.where(chance < density, 0.3 + 0.7 * opacity, 0.0)
+    field = torch.fft.irfft2(torch.fft.rfft2(seeds) * torch.fft.rfft2(shape), s=(height, width))
+    return field.clamp(0, 1)
+
+
+def _veil(x: Tensor, rng: torch.Generator, amount: Tensor) -> Tensor:
+    """The mist of particles too far to be seen: up to `amount` of the light, a little less below."""
+    down = torch.linspace(0, 1, x.shape[2], device=x.device).view(1, 1, -1, 1)
+    share = amount * _uniform(x, rng, 0, 1) * (1 - 0.4 * _uniform(x, rng, 0, 1) * down)
+    return torch.lerp(x, _air_light(x, rng, 0.55, 0.95), share)
+
+
+def rain(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
+    """Rain from drizzle (amount 0) to downpour (1): fine far streaks and long near ones, all nearly
+    parallel, under a veil."""
+    amount = _per_image(amount, x)
+    scale = torch.exp(_uniform(x, rng, math.log(0.7), math.log(1.6)))  # the nearness of it all
+    slant = _uniform(x, rng, -1, 1)
+    slant = 0.7 * slant * slant.abs()
+    x = _veil(x, rng, 0.55 * amount)
+    bright = _air_light(x, rng, 0.7, 1.0)
+    for lengths, radii, cover, opacities in (
+        ((5, 18), (0.3, 0.6), 0.35, (0.15, 0.5)),
+        ((12, 45), (0.4, 0.9), 0.25, (0.2, 0.7)),
+        ((30, 90), (0.6, 1.8), 0.12, (0.2, 0.8)),
+    ):
+        layer = _particles(
+            x,
+            rng,
+            coverage=cover * (0.04 + 0.96 * amount) * _uniform(x, rng, 0.1, 1),
+            radius=scale * _uniform(x, rng, *radii),
+            length=scale * _uniform(x, rng, *lengths),
+            angle=slant + _uniform(x, rng, -0.04, 0.04),
+            softness=_uniform(x, rng, 0.7, 2.0),
+        )
+        x = torch.lerp(x, bright, layer * _uniform(x, rng, *opacities))
+    return _to_8_bits(x)
+
+
+def snow(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
+    """Falling snow, from a few flakes (amount 0) to a storm (1): fine, middling and large flakes,
+    the near ones more drawn out and out of focus, under a veil."""
+    amount = _per_image(amount, x)
+    scale = torch.exp(_uniform(x, rng, math.log(0.7), math.log(1.6)))
+    slant = _uniform(x, rng, -1.2, 1.2)
+    speed = _uniform(x, rng, 0, 3)  # length of the trace in radii
+    x = _veil(x, rng, 0.5 * amount)
+    white = _air_light(x, rng, 0.85, 1.0)
+    for radii, cover, blurs in (
+        ((0.5, 1.1), 0.10, (0.6, 1.0)),
+        ((1.1, 2.5), 0.09, (0.7, 1.3)),
+        ((2.5, 6.0), 0.07, (0.5, 1.5)),
+    ):
+        radius = scale * _uniform(x, rng, *radii)
+        layer = _particles(
+            x,
+            rng,
+            coverage=cover * (0.06 + 0.94 * amount) * _uniform(x, rng, 0.1, 1),
+            radius=radius,
+            length=radius * speed * _uniform(x, rng, 0.5, 1),
+            angle=slant + _uniform(x, rng, -0.3, 0.3),
+            softness=(radius * _uniform(x, rng, *blurs)).clamp(min=0.8),
+        )
+        ragged = 0.55 + 0.9 * F.avg_pool2d(
+            F.pad(
+                torch.rand(layer.shape, generator=rng, device=x.device), (1,) * 4, mode="reflect"
+            ),
+            3,
+            1,
+        )
+        x = torch.lerp(x, white, (layer * ragged * _uniform(x, rng, 0.6, 1)).clamp(0, 1))
+    return _to_8_bits(x)
+
+
+class Kind(NamedTuple):
+    """A degradation with the amounts that `degrade` draws from, its weight among the others, and
+    the amounts that it takes."""
+
+    apply: Callable[[Tensor, Amount, torch.Generator], Tensor]
+    mild: float
+    severe: float
+    weight: float
+    limits: tuple[float, float] = (0.0, 1.0)
+
+
+KINDS = {
+    "noise": Kind(gaussian_noise, 0, 55, 5, (0, 255)),  # standard deviation (paper, section 4.1)
+    "camera": Kind(camera_noise, 0, 1, 1),
+    "haze": Kind(haze, 0, 1, 2),
+    "rain": Kind(rain, 0, 1, 2),
+    "snow": Kind(snow, 0, 1, 2),
+    "jpeg": Kind(jpeg, 95, 30, 1, (1, 100)),  # quality
+    "blur": Kind(blur, 0.2, 1.6, 0.5, (0, 3)),  # standard deviation in pixels
+}
+_WEATHER = ("haze", "rain", "snow")
+_SECOND = ("noise", "camera", "blur", "jpeg")  # what happens in the camera, after the weather
+
+
+def _spread(kind: Kind, count: int, x: Tensor, rng: torch.Generator) -> Tensor:
+    u = torch.rand(count, generator=rng, device=x.device)
+    return kind.mild + (kind.severe - kind.mild) * u
+
+
+def apply(x: Tensor, spec: str, rng: torch.Generator) -> Tensor:
+    """x after the degradation `spec`: `clean`, a name of KINDS (an amount is then drawn for every
+    image), a name with an amount as `noise:25`, or several joined with `+`, first to last. Raises
+    AicError for any other."""
+    for part in spec.split("+"):
+        name, colon, number = part.partition(":")
+        if name == "clean" and not colon:
+            continue
+        if name not in KINDS:
+            raise AicError(
+                f"no degradation is called {name!r}; there are clean, {', '.join(KINDS)}"
+            )
+        kind = KINDS[name]
+        amount: Amount = _spread(kind, len(x), x, rng)
+        if colon:
+            low, high = kind.limits
+            try:
+                amount = float(number)
+            except ValueError:
+                amount = math.nan
+            if not low <= amount <= high:
+                raise AicError(f"the amount of {name} is {low:g} to {high:g}, not {number!r}")
+        x = kind.apply(x, amount, rng)
+    return x
+
+
+def degrade(x: Tensor, rng: torch.Generator, clean: float = CLEAN_SHARE) -> Tensor:
+    """A random degradation for every image of a batch: none with probability `clean`, otherwise one
+    of KINDS by weight or, for a fifth of them, weather or blur followed by what a camera adds."""
+    count = len(x)
+    chances = torch.rand(4, count, generator=rng, device=x.device).cpu()
+    names = list(KINDS)
+    edges = torch.tensor([kind.weight for kind in KINDS.values()]).cumsum(0)
+    plans: dict[tuple[str, ...], list[int]] = {}
+    for i, (is_clean, is_mixed, first, second) in enumerate(chances.T.tolist()):
+        if is_clean < clean:
+            continue
+        name = names[int((edges <= first * edges[-1]).sum())]
+        plan: tuple[str, ...] = (name,)
+        if is_mixed < MIXED_SHARE:
+            later = _SECOND if name in _WEATHER else _SECOND[_SECOND.index(name) + 1 :]
+            if later:
+                plan += (later[int(second * len(later))],)
+        plans.setdefault(plan, []).append(i)
+    out = x.clone()
+    for plan, members in plans.items():
+        # the grid of a JPEG file lies anywhere under a patch
+        top, left = torch.randint(16, (2,), generator=rng, device=x.device).tolist()
+        part = F.pad(x[members], (left, 0, top, 0), mode="replicate")
+        for name in plan:
+            kind = KINDS[name]
+            part = kind.apply(part, _spread(kind, len(members), x, rng), rng)
+        out[members] = part[..., top:, left:]
+    return out
+
+
+def contact_sheet(images: Tensor, seed: int = 0) -> np.ndarray:
+    """What the degradations do to photographs uint8 [K, 3, H, W]: a row for every kind, mild in the
+    first column, severe in the last, and three rows of `degrade`; uint8 [rows, columns, 3]."""
+    rng = torch.Generator().manual_seed(seed)
+    x = images.float() / 255
+    columns, _, height, width = x.shape
+    steps = torch.linspace(0, 1, columns)
+    rows = []
+    for name, kind in KINDS.items():
+        amounts = kind.mild + (kind.severe - kind.mild) * steps
+        rows.append((kind.apply(x, amounts, rng), [f"{name} {a:.3g}" for a in amounts.tolist()]))
+    rows += [(degrade(x, rng, clean=0), ["any"] * columns) for _ in range(3)]
+    sheet = Image.new("RGB", (columns * (width + 4), len(rows) * (height + 16)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (pictures, labels) in enumerate(rows):
+        for j, label in enumerate(labels):
+            pixels = (pictures[j] * 255).round().byte().permute(1, 2, 0).numpy()
+            corner = (j * (width + 4), i * (height + 16))
+            draw.text(corner, label, fill="black")
+            sheet.paste(Image.fromarray(pixels), (corner[0], corner[1] + 14))
+    return np.asarray(sheet)

@@ -1,20 +1,32 @@
 """The training loop: rate-distortion loss on degraded photographs, within a budget of minutes.
 
-    loss = lmbda(quality) * MSE(x_hat, clean) + bpp(y) + bpp(z)              (paper, equation 4)
+    loss = lmbda(quality) * d(x_hat, clean) + bpp(y) + bpp(z)                (paper, equation 4)
 
-The quality is drawn per image, so one network learns the whole range of rates. Matrices are trained
-by Muon, everything else by AdamW; both learning rates stay constant for the first half of the budget
-and fall to zero over the second. An un-annealed network swings by decibels and is never released.
+The quality is drawn per image, so one network learns the whole range of rates. d is the mean squared
+error, but grows only as its logarithm where that is many times what a clean image has at the same
+quality: no bits can bring back what thick haze has hidden, and such images would rule the gradient.
 
-A run writes into its folder `checkpoint.pt` (everything needed to go on) and `log.jsonl` (one object
-per report). It imports no entropy coder.
+Matrices are trained by Muon, everything else by AdamW; both learning rates stay constant for the
+first half of the budget and fall to zero over the second. An un-annealed network swings by decibels
+and is never released.
+
+A run writes into its folder
+
+    checkpoint.pt               everything needed to go on, at least every minute
+    weights-0.safetensors, ...  the averaged weights, at every validation and at the end
+    log.jsonl                   one object per report: loss, speed, validation
+    rd.png                      the validation curves (where matplotlib is installed)
+
+and imports no entropy coder. Killing it loses a minute at most, interrupting it nothing.
 """
 
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +35,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aiocodec.errors import AicError
+from aiocodec.errors import Diverged, LimitError, TrainingError
 from aiocodec.metrics import psnr_from_mse
-from aiocodec.model import STRIDE, VARIANTS, Model, ModelConfig, lmbda
-from aiocodec.training.data import Patches, load_folder
-from aiocodec.training.degrade import degrade, gaussian_noise
+from aiocodec.model import LMBDA_MAX, LMBDA_MIN, STRIDE, VARIANTS, Model, ModelConfig, lmbda
+from aiocodec.training.data import Photographs, out_of_memory
+from aiocodec.training.degrade import CLEAN_SHARE, apply, degrade
+from aiocodec.training.optim import SOAP, Muon
+
+VALIDATION = ("clean", "noise:15", "noise:25", "noise:50", "haze", "rain", "snow", "jpeg:40")
+VALIDATION_QUALITIES = (10, 50, 90)
+HOPELESS = 0.1  # an MSE of this / sqrt(lmbda), about eight times that of clean images, counts half
+SKIPS = 20  # skipped steps in a row after which a run has diverged
+PART_BYTES = 14 << 20  # of a file of weights, so that each can travel where large files cannot
 
 
 @dataclass(frozen=True)
@@ -35,15 +54,18 @@ class TrainConfig:
     """How to train; the defaults are for two CPU cores."""
 
     minutes: float = 30.0  # wall-clock budget of the optimisation, validation not counted
-    phases: tuple[tuple[float, int, int], ...] = ((0.0, 128, 8), (0.67, 192, 4))
+    phases: tuple[tuple[float, int, int], ...] = ((0.0, 128, 8), (0.6, 192, 4), (0.85, 256, 2))
     # (share of the budget at which it begins, patch side in pixels, batch); sides multiples of 64
-    lr_matrix: float = 3e-3  # Muon
-    lr_other: float = 6e-4  # AdamW
+    optimiser: str = "muon"  # or "soap", "adamw": of the matrices
+    lr_matrix: float = 3e-3  # of the optimiser above
+    lr_other: float = 6e-4  # of AdamW, for everything else
     warmup: int = 100  # steps
     clip: float = 1.0  # gradient norm
     spike: float = 8.0  # a gradient norm this many times the usual one skips the step
     ema: float = 0.999  # decay of the averaged weights, which are validated and released
-    clean: float = 0.2  # probability of an input without degradation
+    balance: float = 0.0  # weights the loss by lmbda ** -balance, so that high rates rule less
+    clean: float = CLEAN_SHARE  # probability of an input without degradation
+    compile: bool = False  # the transforms and the entropy model, by torch.compile
     seed: int = 0
     report_seconds: float = 20.0
     checkpoint_seconds: float = 60.0
@@ -52,65 +74,45 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if any(side % STRIDE for _, side, _ in self.phases):
             raise ValueError(f"patch sides must be multiples of {STRIDE}")
+        if self.optimiser not in ("muon", "soap", "adamw"):
+            raise ValueError(f"no optimiser is called {self.optimiser!r}")
 
+    def phase(self, progress: float) -> tuple[int, int]:
+        """Patch side and batch at a share of the budget."""
+        _, side, count = [phase for phase in self.phases if phase[0] <= progress][-1]
+        return side, count
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose step is orthogonalised by five Newton-Schulz iterations (Jordan et al. 2024).
-
-    For convolutions, which are taken as matrices [outputs, inputs * kernel area]. Matrices of equal
-    shape are orthogonalised together.
-    """
-
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                by_shape.setdefault((update.shape[0], update.shape[1]), []).append((p, update))
-            for (rows, columns), items in by_shape.items():
-                updates = orthogonalise(torch.stack([update for _, update in items]))
-                scale = math.sqrt(max(1.0, rows / columns))
-                for (p, _), update in zip(items, updates, strict=True):
-                    p.add_(update.view(p.shape), alpha=-group["lr"] * scale)
-
-
-def orthogonalise(g: Tensor) -> Tensor:
-    """Matrices [K, m, n] with all singular values moved to about 1 (0.7 to 1.2)."""
-    x = g.bfloat16() if g.is_cuda else g.float()
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.mT if tall else x).to(g.dtype)
+    def lr_factor(self, step: int, progress: float) -> float:
+        """Linear warm-up, constant to half of the budget, then a cosine to zero."""
+        factor = min(1.0, (step + 1) / self.warmup)
+        if progress > 0.5:
+            factor *= 0.5 + 0.5 * math.cos(math.pi * (2 * progress - 1))
+        return factor
 
 
 def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for every convolution with at least 16 inputs, AdamW for the rest and for the linear
-    shortcuts, which start as a good transform already."""
+    """Muon (or SOAP, or AdamW) for every convolution with at least 16 inputs, AdamW for the rest
+    and for the linear shortcuts, which start as a good transform already."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         is_matrix = p.ndim == 4 and p.shape[1] >= 16 and ".linear." not in name
         (matrices if is_matrix else others).append(p)
-    adamw = torch.optim.AdamW(others, config.lr_other, betas=(0.9, 0.99), weight_decay=0.0)
-    return [Muon(matrices, config.lr_matrix), adamw]
+
+    def adamw(params: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        fused = params[0].is_cuda
+        return torch.optim.AdamW(params, lr, betas=(0.9, 0.99), weight_decay=0.0, fused=fused)
+
+    kinds: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]]
+    kinds = {"muon": Muon, "soap": SOAP, "adamw": adamw}
+    return [
+        kinds[config.optimiser](matrices, config.lr_matrix),
+        adamw(others, config.lr_other),
+    ]
 
 
 def rate_distortion(
-    model: Model, clean: Tensor, degraded: Tensor, quality: Tensor
+    model: Model, clean: Tensor, degraded: Tensor, quality: Tensor, balance: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """loss (mean over the batch), bpp and MSE on [0, 1] (per image)."""
     bf16 = torch.autocast("cuda", torch.bfloat16) if clean.is_cuda else nullcontext()
@@ -123,41 +125,144 @@ def rate_distortion(
     mse = (x_hat.float() - clean).square().flatten(1).mean(1)
     bits = sum(-p.log2().flatten(1).sum(1) for p in (likelihoods_y, likelihoods_z))
     bpp = bits / (clean.shape[-1] * clean.shape[-2])
-    return (lmbda(quality) * mse + bpp).mean(), bpp, mse
+    lam = lmbda(quality)
+    hopeless = HOPELESS / lam.sqrt()
+    distortion = hopeless * torch.log1p(mse / hopeless)
+    weight = (lam / math.sqrt(LMBDA_MIN * LMBDA_MAX)) ** -balance
+    return (weight * (lam * distortion + bpp)).mean(), bpp, mse
 
 
 @torch.no_grad()
 def validate(
     model: Model,
-    images: list[Tensor],
-    qualities: tuple[int, ...] = (10, 50, 90),
-    sigmas: tuple[int, ...] = (0, 25),
-) -> list[dict[str, float]]:
-    """Mean bpp (from likelihoods of rounded symbols) and mean PSNR of 8-bit pixels for clean images
-    uint8 [3, H, W], cropped to multiples of 64, and for the same with seeded noise."""
+    images: Photographs,
+    degradations: tuple[str, ...] = VALIDATION,
+    qualities: tuple[int, ...] = VALIDATION_QUALITIES,
+    every: int = 1,
+) -> list[dict[str, Any]]:
+    """Mean bpp (from likelihoods of rounded symbols) and mean PSNR of 8-bit pixels against the clean
+    images, cropped to multiples of 64, for every degradation (as `degrade.apply` names them; that
+    of image i has seed i) and quality. Of the images, every `every`-th."""
     rows = []
-    for sigma in sigmas:
-        for quality in qualities:
-            results = []
-            for seed, image in enumerate(images):
-                height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
-                clean = image[None, :, :height, :width].float() / 255
-                rng = torch.Generator(clean.device).manual_seed(seed)
-                x = gaussian_noise(clean, sigma, rng) if sigma else clean
-                x = x.contiguous(memory_format=torch.channels_last)
-                out = model(x, torch.tensor([float(quality)], device=clean.device), noise=False)
+    for degradation in degradations:
+        results: dict[int, list[tuple[float, float]]] = {quality: [] for quality in qualities}
+        for seed in range(0, len(images), every):
+            image = images[seed]
+            height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
+            clean = image[None, :, :height, :width].float() / 255
+            # drawn on the CPU, so that every machine validates on the same pixels
+            rng = torch.Generator().manual_seed(seed)
+            x = apply(clean.cpu(), degradation, rng).to(clean.device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            for quality in qualities:
+                out = model(x, torch.tensor([float(quality)], device=x.device), noise=False)
                 x_hat = (out.x_hat.clamp(0, 1) * 255).round() / 255
                 mse = (x_hat - clean).square().mean().item()
-                results.append((out.bpp().item(), psnr_from_mse(mse)))
-            bpp, psnr = (sum(column) / len(column) for column in zip(*results, strict=True))
+                results[quality].append((out.bpp().item(), psnr_from_mse(mse)))
+        for quality, pairs in results.items():
+            bpp, psnr = (sum(column) / len(column) for column in zip(*pairs, strict=True))
             rows.append(
-                {"sigma": sigma, "quality": quality, "bpp": round(bpp, 4), "psnr": round(psnr, 3)}
+                {
+                    "degradation": degradation,
+                    "quality": quality,
+                    "bpp": round(bpp, 4),
+                    "psnr": round(psnr, 3),
+                }
             )
     return rows
 
 
-class Diverged(AicError):
-    """The loss exploded or stopped being a number; the last checkpoint is good."""
+def plot(log: Path, image: Path) -> bool:
+    """Draw the validations of a log as RD curves, the newest boldly; False without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    validations = [row["validation"] for row in rows if "validation" in row]
+    names = list(dict.fromkeys(p["degradation"] for points in validations for p in points))
+    columns = min(4, max(1, len(names)))
+    lines = -(-max(1, len(names)) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for name, axes in zip(names, panels, strict=False):
+        for age, points in enumerate(reversed(validations)):
+            curve = [(p["bpp"], p["psnr"]) for p in points if p["degradation"] == name]
+            style = {"color": "C0", "marker": "o"} if age == 0 else {"color": "0.75", "zorder": 1}
+            axes.plot(*zip(*curve, strict=True), **style)
+        axes.set(title=name, xlabel="bits per pixel", ylabel="PSNR (dB)")
+        axes.grid(alpha=0.3)
+    figure.savefig(image, dpi=110)
+    return True
+
+
+def save_weights(model: Model, folder: Path) -> list[Path]:
+    """Write all weights of a model as `weights-N.safetensors` of at most 14 MiB, the transforms in
+    float16, the entropy model, which is yet to be frozen, in float32."""
+    from safetensors.torch import save_file
+
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, value in model.state_dict().items():
+        entropy = key.startswith("entropy.")
+        tensor = value.detach().to("cpu", torch.float32 if entropy else torch.float16).contiguous()
+        size += tensor.nbytes
+        if size > PART_BYTES and parts[-1]:
+            parts.append({})
+            size = tensor.nbytes
+        parts[-1][key] = tensor
+    metadata = {"config": json.dumps(model.config.to_dict()), "parts": str(len(parts))}
+    paths = [folder / f"weights-{i}.safetensors" for i in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        save_file(part, path.with_suffix(".tmp"), metadata)
+        os.replace(path.with_suffix(".tmp"), path)
+    return paths
+
+
+def load_weights(source: Path) -> Model:
+    """The averaged weights of a run as a float model: from its checkpoint.pt, from its folder, or,
+    where the folder has no checkpoint, from the weights-N.safetensors in it.
+
+    Raises TrainingError where there are none, or not all, or where they are damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    checkpoint = source / "checkpoint.pt" if source.is_dir() else source
+    if checkpoint.exists():
+        state = _read_checkpoint(checkpoint)
+        model = Model(ModelConfig.from_dict(state["model_config"]))
+        model.load_state_dict(state["average"])
+        return model.eval().requires_grad_(False)
+    tensors: dict[str, Tensor] = {}
+    paths = sorted(source.glob("weights-*.safetensors"))
+    try:
+        if not paths:
+            raise TrainingError(f"there is no checkpoint and there are no weights in {source}")
+        for path in paths:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                tensors |= {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        model = Model(ModelConfig.from_dict(json.loads(metadata["config"])))
+        model.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as fault:
+        reason = str(fault).splitlines()[0]
+        raise TrainingError(f"the weights in {source} are not whole: {reason}") from None
+    return model.eval().requires_grad_(False)
+
+
+def _read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        ModelConfig.from_dict(state["model_config"])
+        return state
+    except OSError as fault:
+        raise TrainingError(f"{path} cannot be read: {fault.strerror}") from None
+    except Exception as fault:  # whatever unpickling a damaged file raises
+        raise TrainingError(
+            f"{path} is not a checkpoint, or is damaged ({type(fault).__name__})"
+        ) from None
 
 
 @dataclass
@@ -173,6 +278,7 @@ class Run:
     seconds: float = 0.0  # of optimisation so far
     patches: int = 0
     pixels: int = 0
+    largest: int = 1 << 30  # pixels of a batch that fitted into memory; no batch has more
 
     @classmethod
     def create(cls, model: Model, config: TrainConfig) -> "Run":
@@ -186,40 +292,61 @@ class Run:
     def progress(self) -> float:
         return min(1.0, self.seconds / (60 * self.config.minutes))
 
+    def patch(self) -> tuple[int, int]:
+        """Patch side and batch of the next step."""
+        side, count = self.config.phase(self.progress)
+        return side, max(1, min(count, self.largest // side**2))
+
     def update(self, clean: Tensor, rng: torch.Generator) -> tuple[float, float, float] | None:
         """One step on a batch; mean loss, bpp and MSE, or None where the step was skipped: not
         finite, or a spike of the gradient."""
         config = self.config
         degraded = degrade(clean, rng, config.clean)
+        degraded = degraded.contiguous(memory_format=torch.channels_last)
         quality = torch.rand(len(clean), generator=rng, device=clean.device) * 100
-        loss, bpp, mse = rate_distortion(self.model, clean, degraded, quality)
+        losses = rate_distortion(self.model, clean, degraded, quality, config.balance)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses[0].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        if not (loss.isfinite() and norm.isfinite()):
+        loss, bpp, mse, norm = torch.stack([v.detach().mean() for v in (*losses, norm)]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             return None
         if self.step > config.warmup and norm > config.spike * self.usual_norm:
             return None
         weight = 0.01 if self.step > config.warmup else 0.1
-        self.usual_norm += weight * (norm.item() - self.usual_norm)
-        factor = min(1.0, (self.step + 1) / config.warmup)
-        if self.progress > 0.5:
-            factor *= 0.5 + 0.5 * math.cos(math.pi * (2 * self.progress - 1))
+        self.usual_norm += weight * (norm - self.usual_norm)
+        factor = config.lr_factor(self.step, self.progress)
         for optimiser, lr in zip(self.optimisers, (config.lr_matrix, config.lr_other), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = lr * factor
             optimiser.step()
         self.step += 1
+        self.patches += len(clean)
+        self.pixels += clean.shape[0] * clean.shape[2] * clean.shape[3]
         decay = min(config.ema, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(  # type: ignore[attr-defined]
                 list(self.average.parameters()), list(self.model.parameters()), 1 - decay
             )
-        return loss.item(), bpp.mean().item(), mse.mean().item()
+        return loss, bpp, mse
+
+    def shrink(self, clean: Tensor) -> None:
+        """Halve the batch, which was too large for the memory; LimitError where it was one patch."""
+        if len(clean) == 1:
+            raise LimitError(f"one patch of {clean.shape[-1]}x{clean.shape[-1]} exceeds the memory")
+        self.largest = len(clean) // 2 * clean.shape[-1] ** 2
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        if clean.is_cuda:
+            torch.cuda.empty_cache()
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; a reader sees the old one or the new one, never a part."""
+        """Write a checkpoint; a reader sees the old one or the new one, never a part. Diverged, and
+        nothing written, where a weight is not finite."""
+        weights = [*self.model.parameters(), *self.average.parameters()]
+        if not bool(torch.stack([w.detach().isfinite().all() for w in weights]).all()):
+            raise Diverged(f"weights are not finite at step {self.step}, nothing was saved")
         state = {
             "model_config": self.model.config.to_dict(),
             "train_config": asdict(self.config),
@@ -227,7 +354,8 @@ class Run:
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "counters": {
-                k: getattr(self, k) for k in ("step", "usual_norm", "seconds", "patches", "pixels")
+                key: getattr(self, key)
+                for key in ("step", "usual_norm", "seconds", "patches", "pixels", "largest")
             },
         }
         temporary = path.with_suffix(".tmp")
@@ -235,12 +363,13 @@ class Run:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint of the same model; AicError for one of another."""
-        state = torch.load(
-            path, map_location=next(self.model.parameters()).device, weights_only=True
-        )
+        """Go on from a checkpoint; TrainingError for one of another model or optimiser, or damaged."""
+        state = _read_checkpoint(path, next(self.model.parameters()).device)
         if ModelConfig.from_dict(state["model_config"]) != self.model.config:
-            raise AicError(f"{path} is a checkpoint of another model")
+            raise TrainingError(f"{path} is a checkpoint of another model")
+        trained = state["train_config"].get("optimiser", "muon")
+        if trained != self.config.optimiser:
+            raise TrainingError(f"{path} was trained with {trained}")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -249,19 +378,27 @@ class Run:
             setattr(self, key, value)
 
 
-def load_average(path: Path) -> tuple[Model, dict[str, Any]]:
-    """The averaged weights of a checkpoint as a float model, and its counters."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model = Model(ModelConfig.from_dict(state["model_config"]))
-    model.load_state_dict(state["average"])
-    return model.eval().requires_grad_(False), state["counters"]
+class _Signals:
+    """SIGINT and SIGTERM held back while a block runs, raised again at its end."""
 
+    def __init__(self) -> None:
+        self.caught: list[int] = []
+        self.previous: dict[int, Any] = {}
 
-def _batches(images: list[Tensor], run: Run) -> Iterator[Tensor]:
-    patches = Patches(images, seed=run.config.seed + run.step)
-    while run.progress < 1:
-        _, side, count = [phase for phase in run.config.phases if phase[0] <= run.progress][-1]
-        yield patches.batch(count, side).contiguous(memory_format=torch.channels_last)
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.previous[number] = signal.signal(
+                        number, lambda number, frame: self.caught.append(number)
+                    )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        if self.caught:
+            signal.raise_signal(self.caught[0])
 
 
 def train(
@@ -273,24 +410,36 @@ def train(
     validation: Path | None = None,
     start: Model | None = None,
     device: str = "cpu",
+    stop_minutes: float = math.inf,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Run:
     """Train on the photographs of `folder` until the budget is spent, going on from
     `output/checkpoint.pt` where there is one, else from `start`, else from scratch.
 
-    `report` gets every row of the log. Raises ImageError for a folder without images, Diverged after
-    twenty skipped steps in a row.
+    With `stop_minutes` this call ends after so many minutes of optimisation, whatever is left of the
+    budget, by which the learning rate goes. `report` gets every row of the log.
+
+    Raises ImageError for a folder without images, LimitError where not even one patch fits into
+    memory, Diverged after twenty skipped steps in a row, TrainingError for a checkpoint of another
+    model; the last checkpoint stays good. SIGINT and SIGTERM take effect after the step, with a
+    checkpoint.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model = start if start is not None else Model(VARIANTS[variant])
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run.create(model.requires_grad_(True).train(), config)
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
         run.load(checkpoint)
-    images = load_folder(folder, device)
-    held_out = load_folder(validation, device, limit=16) if validation else []
+    images = Photographs.load(folder, device)
+    held_out = Photographs.load(validation, device) if validation else None
+    if config.compile:
+        for part in (model.g_a, model.g_s, model.h_a, model.entropy):
+            part.compile()
     rng = torch.Generator(device).manual_seed(config.seed + 1 + run.step)
 
     def log(row: dict[str, Any]) -> None:
@@ -299,37 +448,70 @@ def train(
             file.write(json.dumps(row) + "\n")
         report(row)
 
-    log({"images": len(images), "model": model.config.to_dict(), "config": asdict(config)})
-    skipped, recent = 0, []
-    reported = saved = clock = time.monotonic()
+    def examine(every: int) -> None:
+        """Write the averaged weights, and validate them."""
+        save_weights(run.average, output)
+        if held_out is not None:
+            log({"validation": validate(run.average, held_out, every=every)})
+            plot(output / "log.jsonl", output / "rd.png")
+
+    log(
+        {
+            "images": len(images),
+            "megapixels": round(images.megapixels, 1),
+            "unreadable": list(images.unreadable),
+            "device": device,
+            "model": model.config.to_dict(),
+            "config": asdict(config),
+        }
+    )
+    skipped, recent, seen = 0, [], run.patches
+    end = run.seconds + 60 * stop_minutes
     validated = run.seconds
-    for clean in _batches(images, run):
-        result = run.update(clean, rng)
-        now = time.monotonic()
-        run.seconds, clock = run.seconds + now - clock, now
+    reported = saved = clock = time.monotonic()
+    while run.progress < 1 and run.seconds < end:
+        side, count = run.patch()
+        clean = images.batch(count, side, rng).contiguous(memory_format=torch.channels_last)
+        with _Signals() as signals:
+            try:
+                result = run.update(clean, rng)
+            except (RuntimeError, MemoryError) as fault:
+                if not out_of_memory(fault):
+                    raise
+                run.shrink(clean)
+                log({"memory": "too little", "batch": run.patch()[1]})
+                continue
+            now = time.monotonic()
+            run.seconds, clock = run.seconds + now - clock, now
+            if now - saved >= config.checkpoint_seconds or signals.caught:
+                run.save(checkpoint)
+                saved = now
         if result is None:
             skipped += 1
-            if skipped == 20:
+            if skipped == SKIPS:
                 raise Diverged(f"the loss is not finite, or exploded, at step {run.step}")
             continue
         skipped = 0
         recent.append(result)
-        run.patches += len(clean)
-        run.pixels += clean.shape[0] * clean.shape[2] * clean.shape[3]
         if now - reported >= config.report_seconds:
             loss, bpp, mse = (sum(column) / len(recent) for column in zip(*recent, strict=True))
             log(
-                {"loss": round(loss, 4), "bpp": round(bpp, 4), "psnr": round(psnr_from_mse(mse), 2)}
+                {
+                    "loss": round(loss, 4),
+                    "bpp": round(bpp, 4),
+                    "psnr": round(psnr_from_mse(mse), 2),
+                    "lr": round(config.lr_factor(run.step, run.progress), 3),
+                    "patch": side,
+                    "batch": count,
+                    "patches_per_second": round((run.patches - seen) / (now - reported), 2),
+                }
             )
-            recent, reported = [], now
-        if now - saved >= config.checkpoint_seconds:
-            run.save(checkpoint)
-            saved = now
-        if held_out and run.seconds - validated >= 60 * config.validate_minutes:
-            log({"validation": validate(run.average, held_out[:4])})
+            recent, reported, seen = [], now, run.patches
+        if run.seconds - validated >= 60 * config.validate_minutes and run.progress < 1:
+            examine(every=max(1, len(held_out or ()) // 8))
             validated = run.seconds
-            clock = time.monotonic()
+            reported = clock = time.monotonic()
+            seen = run.patches
     run.save(checkpoint)
-    if held_out:
-        log({"validation": validate(run.average, held_out)})
+    examine(every=1)
     return run
