@@ -636,13 +636,14 @@ def table(row: Row) -> list[str]:
     show_default=True,
 )
 @click.option(
-    "--sigma",
-    "sigmas",
-    type=click.FloatRange(0, 255),
+    "--degrade",
+    "degradations",
+    metavar="NAME[:AMOUNT]",
     multiple=True,
-    default=(0.0,),
+    default=("clean",),
     show_default=True,
-    help="Gaussian noise, of 255.",
+    help="noise:25 (of 255), camera, haze, rain, snow (0 to 1, or random), jpeg:40, blur:1.5 (pixels);"
+    " rain+noise:10 for both.",
 )
 @model_option
 @device_option
@@ -651,24 +652,24 @@ def table(row: Row) -> list[str]:
 def evaluate(
     folder: Path,
     qualities: tuple[int, ...],
-    sigmas: tuple[float, ...],
+    degradations: tuple[str, ...],
     model: str | None,
     device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Rate and PSNR of real files over a folder of clean images, coded as they are or with noise."""
+    """Rate and PSNR of real files over a folder of clean images, coded as they are or spoiled."""
     codec = load_codec(model, device, threads)
     from aiocodec.evaluate import rd_table
 
     if not as_json:
-        say("sigma  quality      bpp     PSNR   encode   decode")
-    for sigma in sigmas:
-        for row in rd_table(codec, folder, qualities, sigma):
+        say("degradation  quality      bpp     PSNR   encode   decode")
+    for degradation in degradations:
+        for row in rd_table(codec, folder, qualities, degradation):
             say(
                 json.dumps(row)
                 if as_json
-                else f"{sigma:5g} {row['quality']:8d} {row['bpp']:8.4f} {row['psnr']:8.3f}"
+                else f"{degradation:11} {row['quality']:8d} {row['bpp']:8.4f} {row['psnr']:8.3f}"
                 f" {row['encode_seconds']:6.2f} s {row['decode_seconds']:6.2f} s"
             )
 

@@ -23,6 +23,24 @@ def add_noise(picture: Picture, sigma: float, seed: int) -> Picture:
     return replace(picture, rgb=noisy)
 
 
+def degraded(picture: Picture, degradation: str, seed: int) -> Picture:
+    """A picture after a degradation as `training.degrade.apply` names them, drawn with a seed on the
+    CPU. Noise of a given strength alone, `noise:25`, is that of `add_noise`, with which other
+    projects can be compared. AicError for a name that does not exist."""
+    import torch
+
+    from aiocodec.training.degrade import apply
+
+    name, _, number = degradation.partition(":")
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.from_numpy(np.ascontiguousarray(picture.rgb.transpose(2, 0, 1)))[None].float() / 255
+    if name == "noise" and number and "+" not in number:
+        apply(x[..., :1, :1], degradation, rng)  # an error where the number is none
+        return add_noise(picture, float(number), seed)
+    pixels = (apply(x, degradation, rng)[0] * 255).round().byte().permute(1, 2, 0)
+    return replace(picture, rgb=np.ascontiguousarray(pixels.numpy()))
+
+
 def _read(path: Path) -> Picture:
     try:
         return read(path.read_bytes())
@@ -33,25 +51,26 @@ def _read(path: Path) -> Picture:
 
 
 def rd_table(
-    codec: Codec, folder: Path, qualities: Iterable[int], sigma: float = 0.0
+    codec: Codec, folder: Path, qualities: Iterable[int], degradation: str = "clean"
 ) -> Iterator[dict[str, Any]]:
     """One row per quality: means over the images of a folder, in the order of their names.
 
-    Image number i, from 1, gets noise with seed i where `sigma` > 0; PSNR is always against the image
-    without noise. Seconds are those of `Codec.encode` and `Codec.decode`, model loaded.
+    Image number i, from 1, gets its degradation with seed i; PSNR is always against the image as it
+    was. Seconds are those of `Codec.encode` and `Codec.decode`, model loaded.
 
-    Raises ImageError for a folder without images or an image that cannot be read.
+    Raises ImageError for a folder without images or an image that cannot be read, AicError for a
+    degradation that does not exist.
     """
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ImageError(f"no images in {folder}")
     pictures = [_read(path) for path in paths]
+    inputs = [degraded(picture, degradation, i) for i, picture in enumerate(pictures, start=1)]
     for quality in qualities:
         rates, psnrs, encode_seconds, decode_seconds = [], [], [], []
-        for number, clean in enumerate(pictures, start=1):
-            degraded = add_noise(clean, sigma, number) if sigma else clean
+        for clean, spoiled in zip(pictures, inputs, strict=True):
             start = time.perf_counter()
-            data = codec.encode(degraded, quality, strip=True)
+            data = codec.encode(spoiled, quality, strip=True)
             middle = time.perf_counter()
             decoded = codec.decode(data)
             end = time.perf_counter()
@@ -62,7 +81,7 @@ def rd_table(
             decode_seconds.append(end - middle)
         yield {
             "model": codec.name,
-            "sigma": sigma,
+            "degradation": degradation,
             "quality": quality,
             "images": len(pictures),
             "bpp": round(statistics.mean(rates), 4),

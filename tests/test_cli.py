@@ -255,6 +255,13 @@ assert not heavy, heavy
         "info --model huge",
         "info x.aic --model nano",
         "train --out run",
+        "train . --minutes 1",
+        "train . --out run --patches 100",
+        "train . --out run --patches 64,128,192,256",
+        "train . --out run --patches 0",
+        "train . --out run --pretrained --start .",
+        "train . --out run --optimiser sgd",
+        "train --preview sheet.png",
         "evaluate missing",
     ],
 )
@@ -825,3 +832,31 @@ def test_info_of_many_files(folder: Path) -> None:
     assert first["model"] is None
     assert second["exit_code"] == 4 and second["input"] == "bad.aic"
     assert third["model"] == pretrained.Manifest.read().models[0]
+
+
+def test_preview_of_the_degradations(folder: Path) -> None:
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        result = aic("train", ".", "--preview", name, "--seed", str(seed))
+        assert result.code == 0, result.error
+        (folder / name).rename(folder.parent / name)
+    a, b, c = ((folder.parent / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+    from PIL import Image
+
+    with Image.open(io.BytesIO(a)) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width >= 5 * 320
+    (folder / "empty").mkdir()
+    result = aic("train", "empty", "--preview", "d.png")
+    assert result.code == 3 and "no images" in result.error
+
+
+def test_training_refuses_what_it_cannot_use(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run/checkpoint.pt").write_bytes(b"nonsense")
+    for args in (("train", ".", "--out", "run"), ("train", "--out", "run", "--release", "weights")):
+        result = aic(*args)
+        assert result.code == 9 and "damaged" in result.error
+    result = aic("train", "--out", "nowhere", "--release", "weights")
+    assert result.code == 9 and "no weights" in result.error
+    assert not (folder / "weights").exists()
