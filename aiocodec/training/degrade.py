@@ -67,7 +67,10 @@ def camera_noise(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
     others = x.new_tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4
     kernels = torch.stack([others, green, others])[:, None]
     mosaic = noise * torch.stack([checker == c for c in range(3)])
-    spread = F.conv2d(F.pad(mosaic, (1, 1, 1, 1), mode="reflect"), kernels, groups=3)
+    mode = (
+        "reflect" if min(x.shape[2:]) > 1 else "replicate"
+    )  # reflection keeps the mosaic's parity
+    spread = F.conv2d(F.pad(mosaic, (1, 1, 1, 1), mode=mode), kernels, groups=3)
     noise = torch.where(_uniform(x, rng, 0, 1) < 0.5, noise, spread)
     return _to_8_bits((light + noise).clamp(0, 1) ** (1 / 2.2))
 
@@ -83,7 +86,7 @@ def blur(x: Tensor, sigma: Amount, rng: torch.Generator) -> Tensor:
     spread = _per_image(sigma, x).clamp(min=0.05).expand(len(x), 1, 1, 1)
     kernel = torch.exp(-0.5 * (offsets / spread).square())
     kernel = (kernel / kernel.sum(-1, keepdim=True)).expand(-1, 3, -1, -1).reshape(-1, 1, 1, 19)
-    out = F.pad(x, (reach,) * 4, mode="reflect").reshape(
+    out = F.pad(x, (reach,) * 4, mode="replicate").reshape(
         1, -1, *(s + 2 * reach for s in x.shape[2:])
     )
     out = F.conv2d(out, kernel, groups=kernel.shape[0])
@@ -122,7 +125,7 @@ def jpeg(x: Tensor, quality: Amount, rng: torch.Generator) -> Tensor:
     height, width = x.shape[2:]
     x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
     quality = _per_image(quality, x).expand(len(x), 1, 1, 1)
-    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).view(-1, 1, 1)
+    scale = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality).view(-1, 1, 1)
     r, g, b = (x * 255).split(1, dim=1)
     y = 0.299 * r + 0.587 * g + 0.114 * b
     chroma = torch.cat([(b - y) / 1.772, (r - y) / 1.402], dim=1)
@@ -288,13 +291,8 @@ def snow(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
             angle=slant + _uniform(x, rng, -0.3, 0.3),
             softness=(radius * _uniform(x, rng, *blurs)).clamp(min=0.8),
         )
-        ragged = 0.55 + 0.9 * F.avg_pool2d(
-            F.pad(
-                torch.rand(layer.shape, generator=rng, device=x.device), (1,) * 4, mode="reflect"
-            ),
-            3,
-            1,
-        )
+        grain = torch.rand(layer.shape, generator=rng, device=x.device)
+        ragged = 0.55 + 0.9 * F.avg_pool2d(grain, 3, 1, 1, count_include_pad=False)
         x = torch.lerp(x, white, (layer * ragged * _uniform(x, rng, 0.6, 1)).clamp(0, 1))
     return _to_8_bits(x)
 
@@ -320,7 +318,7 @@ KINDS = {
     "blur": Kind(blur, 0.2, 1.6, 0.5, (0, 3)),  # standard deviation in pixels
 }
 _WEATHER = ("haze", "rain", "snow")
-_SECOND = ("noise", "camera", "blur", "jpeg")  # what happens in the camera, after the weather
+_SECOND = ("blur", "noise", "camera", "jpeg")  # what happens in the camera, after the weather
 
 
 def _spread(kind: Kind, count: int, x: Tensor, rng: torch.Generator) -> Tensor:
@@ -356,7 +354,8 @@ def apply(x: Tensor, spec: str, rng: torch.Generator) -> Tensor:
 
 def degrade(x: Tensor, rng: torch.Generator, clean: float = CLEAN_SHARE) -> Tensor:
     """A random degradation for every image of a batch: none with probability `clean`, otherwise one
-    of KINDS by weight or, for a fifth of them, weather or blur followed by what a camera adds."""
+    of KINDS by weight or, for a fifth of them, that and a later one of what a camera adds: blur,
+    noise, JPEG artefacts."""
     count = len(x)
     chances = torch.rand(4, count, generator=rng, device=x.device).cpu()
     names = list(KINDS)
