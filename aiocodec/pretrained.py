@@ -31,6 +31,9 @@ def _folder() -> Path:
     try:
         from aiocodec import weights
     except ImportError:
+        clone = Path(__file__).parent.parent / "weights"  # of the repository, nothing installed
+        if (clone / "manifest.json").exists():
+            return clone
         raise ModelError("the weights are not installed") from None
     return Path(weights.__path__[0])
 

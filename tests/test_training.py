@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,6 +233,20 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     run = Run.create(load_weights(checkpoint).requires_grad_(True), TrainConfig())
     run.load(checkpoint)
     assert run.step == state["counters"]["step"]
+
+
+def test_training_needs_neither_the_entropy_coder_nor_an_installation(folder, tmp_path):
+    script = (
+        "import sys; sys.modules['constriction'] = sys.modules['aiocodec.weights'] = None\n"
+        "from aiocodec.cli import main; main(sys.argv[1:])\n"
+    )
+    run = ["train", folder, "--out", tmp_path, "--pretrained", "--minutes", "0.01"]
+    subprocess.run(
+        [sys.executable, "-c", script, *run, "--patches", "64", "--batch", "1"],
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert load_weights(tmp_path).config == VARIANTS["nano"]
 
 
 def test_folders_without_images(tmp_path):
