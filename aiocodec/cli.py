@@ -274,7 +274,10 @@ def as_aic_error(fault: Exception) -> AicError:
         return fault
     if os.environ.get("AIC_DEBUG"):
         raise fault
-    if isinstance(fault, MemoryError):
+    out_of_memory = "OutOfMemoryError" in type(fault).__name__ or "can't allocate memory" in str(
+        fault
+    )
+    if isinstance(fault, MemoryError) or out_of_memory:
         return LimitError("not enough memory")
     text = " ".join(str(fault).split())[:200]
     return AicError(
@@ -748,7 +751,7 @@ SHARES = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}  # of the time, where l
     type=click.FloatRange(0, min_open=True),
     default=3e-3,
     show_default=True,
-    help="Learning rate of the matrices; the others have a fifth of it.",
+    help="Learning rate of the matrices.",
 )
 @click.option("--compile/--no-compile", default=False, help="Use torch.compile.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -841,7 +844,6 @@ def train(
                 phases=phases,
                 optimiser=optimiser,
                 lr_matrix=lr,
-                lr_other=lr / 5,
                 balance=balance,
                 clean=clean,
                 compile=compile,
@@ -850,6 +852,8 @@ def train(
             model = load_weights(start) if start else None
             if pretrained:
                 model = Manifest.read().load(variant).trainable()
+            if model is not None and model.config.name != variant:
+                raise click.UsageError(f"{start} holds {model.config.name}, not {variant}")
             run(
                 folder,
                 out,
@@ -862,7 +866,7 @@ def train(
                 report=functools.partial(report_training, minutes=minutes),
             )
         if release is not None:
-            frozen = write_release(load_weights(out), release)
+            frozen = write_release(load_weights(out, annealed=True), release)
             say(f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True)
 
 
@@ -891,7 +895,7 @@ def report_training(row: Row, minutes: float) -> None:
 
 
 def write_preview(folder: Path, path: Path, seed: int) -> None:
-    """A contact sheet of what training does to photographs, five of a folder, made small."""
+    """A contact sheet of what training does to five of the first fifty photographs, made small."""
     import numpy as np
     import torch
     from PIL import Image, ImageOps
@@ -899,7 +903,7 @@ def write_preview(folder: Path, path: Path, seed: int) -> None:
     from aiocodec.training.data import Photographs
     from aiocodec.training.degrade import contact_sheet
 
-    images = Photographs.load(folder)
+    images = Photographs.load(folder, limit=50)
     chosen = np.random.default_rng(seed).choice(len(images), 5, replace=len(images) < 5)
     small = [
         ImageOps.fit(Image.fromarray(images[int(i)].permute(1, 2, 0).numpy()), (320, 240))

@@ -24,7 +24,9 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight)
+        x = x.permute(0, 2, 3, 1)
+        with torch.autocast(x.device.type, enabled=False):  # it would make bfloat16 float32
+            x = F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype))
         return x.permute(0, 3, 1, 2)
 
 

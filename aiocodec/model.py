@@ -132,8 +132,10 @@ class Analysis(nn.Module):
             if i == self.gain_stage:
                 features = self.gain(features, quality)
             features = stage(features)
-        y = self.linear_gain(self.linear(F.pixel_unshuffle(x, LATENT_STRIDE)), quality)
-        out: Tensor = y + self.head_gain(self.head(features), quality)
+        features = self.head(features)
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for y and x_hat
+            y = self.linear_gain(self.linear(F.pixel_unshuffle(x, LATENT_STRIDE)), quality)
+            out: Tensor = y + self.head_gain(features.float(), quality)
         return out
 
 
@@ -180,9 +182,11 @@ class Synthesis(nn.Module):
             if i > 0:
                 features = self.ups[i - 1](features)
         features = self.tail(features)
-        linear = self.linear(self.linear_gain(y_hat, quality))
-        x_hat = F.pixel_shuffle(linear, LATENT_STRIDE) + 0.5
-        return x_hat + (F.pixel_shuffle(features, self.patch) if self.patch > 1 else features)
+        with torch.autocast(y_hat.device.type, enabled=False):
+            linear = self.linear(self.linear_gain(y_hat, quality))
+            x_hat = F.pixel_shuffle(linear, LATENT_STRIDE) + 0.5
+            features = features.float()
+            return x_hat + (F.pixel_shuffle(features, self.patch) if self.patch > 1 else features)
 
 
 class Output(NamedTuple):

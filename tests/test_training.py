@@ -28,6 +28,7 @@ from aiocodec.training.train import (
     VALIDATION,
     Run,
     TrainConfig,
+    compile_parts,
     load_weights,
     plot,
     rate_distortion,
@@ -100,8 +101,11 @@ def test_a_run_in_two_parts(folder, tmp_path, ticks):
     first = train(folder, tmp_path, config=QUICK, start=Model(TINY), stop_minutes=0.5 / 60)
     assert first.step == pytest.approx(0.5 / TICK, abs=2)
     assert first.progress == pytest.approx(0.2, abs=0.03)
+    with pytest.raises(TrainingError, match="learning rate not yet zero"):
+        load_weights(tmp_path, annealed=True)
     second = train(folder, tmp_path, config=QUICK, start=Model(TINY))
     assert second.progress == 1
+    load_weights(tmp_path, annealed=True)
     assert second.step == pytest.approx(2.5 / TICK, abs=3)
 
 
@@ -113,12 +117,25 @@ def test_weights_travel_in_parts(tmp_path, monkeypatch):
     again = load_weights(tmp_path)
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(b, a if name.startswith("entropy.") else a.half().float())
+    later = tmp_path / "later"
+    later.mkdir()
+    (tmp_path / "whole").mkdir()
+    for path in paths:
+        (tmp_path / "whole" / path.name).write_bytes(path.read_bytes())
+    save_weights(model, later, progress=0.5)
+    with pytest.raises(TrainingError, match="50%"):
+        load_weights(later, annealed=True)
+    assert load_weights(later).config == TINY
+    paths[1].write_bytes((later / paths[1].name).read_bytes())
+    with pytest.raises(TrainingError, match="not of one time"):
+        load_weights(tmp_path)
     paths[1].unlink()
     with pytest.raises(TrainingError, match="not whole"):
         load_weights(tmp_path)
     paths[0].write_bytes(paths[0].read_bytes()[:1000])
-    with pytest.raises(TrainingError, match="not whole"):
+    with pytest.raises(TrainingError, match="damaged"):
         load_weights(tmp_path)
+    assert load_weights(tmp_path / "whole", annealed=True).config == TINY
     with pytest.raises(TrainingError, match="no weights"):
         load_weights(tmp_path / "nowhere")
 
@@ -255,6 +272,23 @@ def test_folders_without_images(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(ImageError, match="none of its 1 images can be read"):
         train(tmp_path, tmp_path / "run", config=QUICK, start=Model(TINY))
+
+
+def test_images_that_are_too_small_are_noticed_at_once(folder, tmp_path):
+    config = replace(QUICK, phases=((0.0, 64, 1), (0.9, 128, 1)))
+    with pytest.raises(ImageError, match="128 pixels"):
+        train(folder, tmp_path / "run", config=config, start=Model(TINY))
+    (tmp_path / "small").mkdir()
+    Image.new("RGB", (100, 40)).save(tmp_path / "small/0.png")
+    with pytest.raises(ImageError, match="less than 64 pixels"):
+        train(
+            folder,
+            tmp_path / "run",
+            config=QUICK,
+            start=Model(TINY),
+            validation=tmp_path / "small",
+        )
+    assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
 def test_photographs_are_those_of_the_folder(folder):
@@ -435,6 +469,24 @@ def test_a_log_without_validation_is_plotted(tmp_path):
     assert plot(tmp_path / "log.jsonl", tmp_path / "rd.png")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("AIC_SLOW" not in os.environ, reason="takes a minute: set AIC_SLOW to run it")
+def test_a_compiled_model_trains_the_same():
+    """One step of a compiled model is that of the model as it is."""
+    runs = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        run = Run.create(Model(TINY), QUICK)
+        if compile:
+            compile_parts(run.model)
+        clean = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        run.update(clean, torch.Generator().manual_seed(2))
+        runs.append(run)
+    for a, b in zip(*(run.model.parameters() for run in runs), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    assert runs[0].model.state_dict().keys() == runs[1].model.state_dict().keys()
+
+
 def test_benchmark_measures_whole_steps():
     rows = list(benchmark(TINY, "cpu", 64, (1, 2), seconds=0.1))
     assert [row["batch"] for row in rows] == [1, 2]
@@ -445,11 +497,19 @@ def test_benchmark_measures_whole_steps():
 
 
 @pytest.mark.cuda
-def test_training_on_cuda(folder, tmp_path):
+@pytest.mark.parametrize("optimiser", ["muon", "soap", "adamw"])
+def test_training_on_cuda(folder, tmp_path, ticks, optimiser):
+    """With compilation, two sizes of patches, validation, and a second run on the CPU."""
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
-    config = replace(QUICK, phases=((0.0, 64, 8),))
-    run = train(folder, tmp_path, config=config, start=Model(TINY), device="cuda")
-    assert run.step > 10
-    again = load_weights(tmp_path)
-    assert next(again.parameters()).device.type == "cpu"
+    phases = ((0.0, 64, 4), (0.6, 64, 2))
+    config = replace(QUICK, optimiser=optimiser, phases=phases, compile=optimiser == "muon")
+    run = train(
+        folder, tmp_path, config=config, start=Model(TINY), validation=folder, device="cuda"
+    )
+    assert run.step > 50
+    for device in ("cuda", "cpu"):
+        longer = replace(config, minutes=run.config.minutes * 1.2, compile=False)
+        again = train(folder, tmp_path, config=longer, start=Model(TINY), device=device)
+        assert again.step >= run.step
+    assert next(load_weights(tmp_path).parameters()).device.type == "cpu"

@@ -2,9 +2,11 @@
 
 The floor of a step is the larger of two times: its arithmetic (three times that of the forward pass)
 at the rate of a large matrix product, and the bytes that its operations read and write at the rate of a large copy, both measured here, on
-this device. Fusing operations (torch.compile) saves traffic, so it can go below the second.
+this device. Degradation and optimisers are part of the step, not of its floor. Fusing
+operations (torch.compile) saves traffic, so a step can be faster than the second.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from aiocodec.model import Model, ModelConfig, complexity
 from aiocodec.training.data import out_of_memory
-from aiocodec.training.train import Run, TrainConfig, rate_distortion
+from aiocodec.training.train import Run, TrainConfig, compile_parts, rate_distortion
 
 
 class _Traffic(TorchDispatchMode):
@@ -32,8 +34,8 @@ class _Traffic(TorchDispatchMode):
         return out
 
 
-def _seconds(work: Callable[[], object], device: str, budget: float = 0.5) -> float:
-    """The time of one call, the shortest of those that a budget of seconds allows, after one."""
+def _seconds(work: Callable[[], object], device: str, budget: float = 0.5) -> list[float]:
+    """The times of as many calls as fit into a budget of seconds, after one to warm up."""
 
     def timed() -> float:
         if device.startswith("cuda"):
@@ -49,7 +51,7 @@ def _seconds(work: Callable[[], object], device: str, budget: float = 0.5) -> fl
     times = [timed()]
     while time.perf_counter() < end:
         times.append(timed())
-    return min(times)
+    return times
 
 
 def machine(device: str) -> dict[str, float]:
@@ -61,8 +63,8 @@ def machine(device: str) -> dict[str, float]:
     b = torch.empty(1 << (30 if cuda else 26), dtype=torch.uint8, device=device)
     c = torch.empty_like(b)
     return {
-        "flops": 2 * side**3 / _seconds(lambda: a @ a, device),
-        "bandwidth": 2 * b.nbytes / _seconds(lambda: c.copy_(b), device),
+        "flops": 2 * side**3 / min(_seconds(lambda: a @ a, device)),
+        "bandwidth": 2 * b.nbytes / min(_seconds(lambda: c.copy_(b), device)),
     }
 
 
@@ -112,9 +114,9 @@ def _measure(
     with _Traffic() as traffic:
         rate_distortion(run.model, clean, clean, quality)[0].backward()  # type: ignore[no-untyped-call]
     if compile:
-        for part in (run.model.g_a, run.model.g_s, run.model.h_a, run.model.entropy):
-            part.compile()
-    step = _seconds(lambda: run.update(clean, rng), device, seconds)
+        torch.compiler.reset()
+        compile_parts(run.model)
+    step = statistics.mean(_seconds(lambda: run.update(clean, rng), device, seconds))
     forward = 2 * count * sum(complexity(config, side, side).macs.values())
     floors = (3 * forward / peak["flops"], traffic.bytes / peak["bandwidth"])
     return {

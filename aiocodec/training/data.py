@@ -12,8 +12,6 @@ from torch import Tensor
 from aiocodec.errors import AicError, ImageError, LimitError
 from aiocodec.image import SUFFIXES, read
 
-PATCH_UNIT = 64  # sides of patches are multiples of it, as the model wants
-
 
 def out_of_memory(fault: BaseException) -> bool:
     """Whether an exception says that the memory of some device is used up."""
@@ -29,6 +27,7 @@ class Photographs:
     pixels: Tensor  # uint8, the images one after the other, each as [3, H, W]
     starts: Tensor  # int64 [K], where each begins in `pixels`
     sides: Tensor  # int64 [K, 2], H and W of each
+    largest: int  # side of the largest square that one of them holds
     unreadable: tuple[str, ...] = ()  # names of files that were left out
 
     @classmethod
@@ -58,7 +57,11 @@ class Photographs:
             for start, image in zip(starts.tolist(), images, strict=False):
                 pixels[start : start + image.numel()] = image.flatten()
             return cls(
-                pixels.to(device), starts[:-1].to(device), sides.to(device), tuple(unreadable)
+                pixels.to(device),
+                starts[:-1].to(device),
+                sides.to(device),
+                int(sides.amin(1).max()),
+                tuple(unreadable),
             )
         except (MemoryError, RuntimeError) as fault:
             if not out_of_memory(fault):
@@ -84,10 +87,10 @@ class Photographs:
         Images smaller than `side` are never drawn; ImageError where all are.
         """
         device = self.pixels.device
+        if side > self.largest:
+            raise ImageError(f"no training image is {side} pixels wide and high")
         fits = (self.sides >= side).all(1)
         shares = (self.sides.prod(1) * fits).double()
-        if not fits.any():
-            raise ImageError(f"no training image is {side} pixels wide and high")
         chosen = torch.multinomial(shares, count, replacement=True, generator=rng)
         corner, flips = torch.rand(2, count, 3, generator=rng, device=device)
         height, width = self.sides[chosen].T

@@ -373,13 +373,15 @@ def degrade(x: Tensor, rng: torch.Generator, clean: float = CLEAN_SHARE) -> Tens
         plans.setdefault(plan, []).append(i)
     out = x.clone()
     for plan, members in plans.items():
-        # the grid of a JPEG file lies anywhere under a patch
-        top, left = torch.randint(16, (2,), generator=rng, device=x.device).tolist()
-        part = F.pad(x[members], (left, 0, top, 0), mode="replicate")
+        index = torch.tensor(members).to(x.device, non_blocking=True)
+        part = x[index]
         for name in plan:
-            kind = KINDS[name]
-            part = kind.apply(part, _spread(kind, len(members), x, rng), rng)
-        out[members] = part[..., top:, left:]
+            kind, top, left = KINDS[name], 0, 0
+            if name == "jpeg":  # the grid of a file lies anywhere under a patch
+                top, left = torch.randint(16, (2,), generator=rng, device=x.device).tolist()
+                part = F.pad(part, (left, 0, top, 0), mode="replicate")
+            part = kind.apply(part, _spread(kind, len(members), x, rng), rng)[..., top:, left:]
+        out[index] = part
     return out
 
 

@@ -1,7 +1,7 @@
 """Optimisers for a network whose parameters are mostly matrices: Muon and SOAP.
 
-A convolution's weight is taken as the matrix [outputs, inputs * kernel area]. Both need far fewer
-steps than Adam here; `weights/TRAINING.md` has the comparison.
+A convolution's weight is taken as the matrix [outputs, inputs * kernel area]. `weights/TRAINING.md`
+compares them.
 """
 
 import math
@@ -74,10 +74,13 @@ class SOAP(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # a rotation by TF32 is none
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     self._step(p, group["lr"], group["betas"], group["every"], group["longest"])
+        torch.set_float32_matmul_precision(precision)
 
     def _step(
         self, p: nn.Parameter, lr: float, betas: tuple[float, float], every: int, longest: int

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aiocodec.errors import Diverged, LimitError, TrainingError
+from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import LMBDA_MAX, LMBDA_MIN, STRIDE, VARIANTS, Model, ModelConfig, lmbda
 from aiocodec.training.data import Photographs, out_of_memory
@@ -109,6 +109,12 @@ def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]
         kinds[config.optimiser](matrices, config.lr_matrix),
         adamw(others, config.lr_other),
     ]
+
+
+def compile_parts(model: Model) -> None:
+    """Have torch.compile fuse the transforms and the entropy model, each for the sizes it meets."""
+    for part in (model.g_a, model.g_s, model.h_a, model.entropy):
+        part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign]
 
 
 def rate_distortion(
@@ -198,7 +204,7 @@ def plot(log: Path, image: Path) -> bool:
     return True
 
 
-def save_weights(model: Model, folder: Path) -> list[Path]:
+def save_weights(model: Model, folder: Path, progress: float = 1.0) -> list[Path]:
     """Write all weights of a model as `weights-N.safetensors` of at most 14 MiB, the transforms in
     float16, the entropy model, which is yet to be frozen, in float32."""
     from safetensors.torch import save_file
@@ -213,43 +219,62 @@ def save_weights(model: Model, folder: Path) -> list[Path]:
             parts.append({})
             size = tensor.nbytes
         parts[-1][key] = tensor
-    metadata = {"config": json.dumps(model.config.to_dict()), "parts": str(len(parts))}
+    metadata = {
+        "config": json.dumps(model.config.to_dict()),
+        "parts": str(len(parts)),
+        "progress": str(progress),
+        "set": os.urandom(8).hex(),  # tells its parts from those of another time
+    }
     paths = [folder / f"weights-{i}.safetensors" for i in range(len(parts))]
     for path, part in zip(paths, parts, strict=True):
         save_file(part, path.with_suffix(".tmp"), metadata)
+    for path in paths:
         os.replace(path.with_suffix(".tmp"), path)
     return paths
 
 
-def load_weights(source: Path) -> Model:
+def load_weights(source: Path, annealed: bool = False) -> Model:
     """The averaged weights of a run as a float model: from its checkpoint.pt, from its folder, or,
     where the folder has no checkpoint, from the weights-N.safetensors in it.
 
-    Raises TrainingError where there are none, or not all, or where they are damaged.
+    Raises TrainingError where there are none, or not all, or where they are damaged, and with
+    `annealed` where the run has not come to its end.
     """
-    from safetensors import SafetensorError, safe_open
-
     checkpoint = source / "checkpoint.pt" if source.is_dir() else source
     if checkpoint.exists():
         state = _read_checkpoint(checkpoint)
-        model = Model(ModelConfig.from_dict(state["model_config"]))
-        model.load_state_dict(state["average"])
-        return model.eval().requires_grad_(False)
-    tensors: dict[str, Tensor] = {}
-    paths = sorted(source.glob("weights-*.safetensors"))
-    try:
-        if not paths:
-            raise TrainingError(f"there is no checkpoint and there are no weights in {source}")
-        for path in paths:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata()
-                tensors |= {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-        model = Model(ModelConfig.from_dict(json.loads(metadata["config"])))
-        model.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as fault:
-        reason = str(fault).splitlines()[0]
-        raise TrainingError(f"the weights in {source} are not whole: {reason}") from None
+        config, tensors = state["model_config"], state["average"]
+        progress = state["counters"]["seconds"] / (60 * state["train_config"]["minutes"])
+    else:
+        config, tensors, progress = _read_parts(source)
+    if annealed and progress < 1:
+        raise TrainingError(
+            f"the run in {source} is at {progress:.0%}, its learning rate not yet zero"
+        )
+    model = Model(ModelConfig.from_dict(config))
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
+
+
+def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], float]:
+    from safetensors import SafetensorError, safe_open
+
+    paths = sorted(folder.glob("weights-*.safetensors"))
+    if not paths:
+        raise TrainingError(f"there is no checkpoint and there are no weights in {folder}")
+    tensors: dict[str, Tensor] = {}
+    metadata = []
+    for path in paths:
+        try:
+            with safe_open(path, "pt") as file:
+                metadata.append(file.metadata())
+                tensors |= {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            raise TrainingError(f"{path} is damaged") from None
+    first = metadata[0]
+    if len(paths) != int(first["parts"]) or any(other != first for other in metadata):
+        raise TrainingError(f"the weights in {folder} are not whole, or not of one time")
+    return json.loads(first["config"]), tensors, float(first["progress"])
 
 
 def _read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -278,11 +303,15 @@ class Run:
     seconds: float = 0.0  # of optimisation so far
     patches: int = 0
     pixels: int = 0
-    largest: int = 1 << 30  # pixels of a batch that fitted into memory; no batch has more
+    largest: int = 1 << 40  # pixels of a batch; less where memory was too little
 
     @classmethod
     def create(cls, model: Model, config: TrainConfig) -> "Run":
-        average = Model(model.config).to(next(model.parameters()).device)
+        device = next(model.parameters()).device
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+        average = Model(model.config).to(device)
         average.load_state_dict(model.state_dict())
         average = average.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         average = average.requires_grad_(False)
@@ -338,8 +367,6 @@ class Run:
         self.largest = len(clean) // 2 * clean.shape[-1] ** 2
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        if clean.is_cuda:
-            torch.cuda.empty_cache()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; a reader sees the old one or the new one, never a part. Diverged, and
@@ -355,7 +382,7 @@ class Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "counters": {
                 key: getattr(self, key)
-                for key in ("step", "usual_norm", "seconds", "patches", "pixels", "largest")
+                for key in ("step", "usual_norm", "seconds", "patches", "pixels")
             },
         }
         temporary = path.with_suffix(".tmp")
@@ -374,6 +401,9 @@ class Run:
         self.average.load_state_dict(state["average"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
+            for group in optimiser.param_groups:
+                if "fused" in group:  # as this device has it, not that of the checkpoint
+                    group["fused"] = group["params"][0].is_cuda
         for key, value in state["counters"].items():
             setattr(self, key, value)
 
@@ -419,17 +449,14 @@ def train(
     With `stop_minutes` this call ends after so many minutes of optimisation, whatever is left of the
     budget, by which the learning rate goes. `report` gets every row of the log.
 
-    Raises ImageError for a folder without images, LimitError where not even one patch fits into
+    Raises ImageError for a folder without images of the size of the patches, LimitError where not even one patch fits into
     memory, Diverged after twenty skipped steps in a row, TrainingError for a checkpoint of another
-    model; the last checkpoint stays good. SIGINT and SIGTERM take effect after the step, with a
-    checkpoint.
+    model; the last checkpoint stays good. SIGINT and SIGTERM during a step take effect after it, with
+    a checkpoint.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model = start if start is not None else Model(VARIANTS[variant])
-    if device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run.create(model.requires_grad_(True).train(), config)
     checkpoint = output / "checkpoint.pt"
@@ -437,9 +464,13 @@ def train(
         run.load(checkpoint)
     images = Photographs.load(folder, device)
     held_out = Photographs.load(validation, device) if validation else None
+    largest = max(side for _, side, _ in config.phases)
+    if largest > images.largest:
+        raise ImageError(f"no training image is {largest} pixels wide and high")
+    if held_out is not None and bool((held_out.sides < STRIDE).any()):
+        raise ImageError(f"an image of {validation} is less than {STRIDE} pixels wide or high")
     if config.compile:
-        for part in (model.g_a, model.g_s, model.h_a, model.entropy):
-            part.compile()
+        compile_parts(model)
     rng = torch.Generator(device).manual_seed(config.seed + 1 + run.step)
 
     def log(row: dict[str, Any]) -> None:
@@ -450,7 +481,7 @@ def train(
 
     def examine(every: int) -> None:
         """Write the averaged weights, and validate them."""
-        save_weights(run.average, output)
+        save_weights(run.average, output, run.progress)
         if held_out is not None:
             log({"validation": validate(run.average, held_out, every=every)})
             plot(output / "log.jsonl", output / "rd.png")
@@ -471,13 +502,16 @@ def train(
     reported = saved = clock = time.monotonic()
     while run.progress < 1 and run.seconds < end:
         side, count = run.patch()
-        clean = images.batch(count, side, rng).contiguous(memory_format=torch.channels_last)
         with _Signals() as signals:
+            clean = images.batch(count, side, rng).contiguous(memory_format=torch.channels_last)
+            fits, result = True, None
             try:
                 result = run.update(clean, rng)
             except (RuntimeError, MemoryError) as fault:
                 if not out_of_memory(fault):
                     raise
+                fits = False
+            if not fits:  # out of the handler, which holds on to what the step had taken
                 run.shrink(clean)
                 log({"memory": "too little", "batch": run.patch()[1]})
                 continue
@@ -508,9 +542,10 @@ def train(
             )
             recent, reported, seen = [], now, run.patches
         if run.seconds - validated >= 60 * config.validate_minutes and run.progress < 1:
+            run.save(checkpoint)
             examine(every=max(1, len(held_out or ()) // 8))
             validated = run.seconds
-            reported = clock = time.monotonic()
+            reported = saved = clock = time.monotonic()
             seen = run.patches
     run.save(checkpoint)
     examine(every=1)
