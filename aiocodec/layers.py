@@ -5,6 +5,7 @@ is All-in-One Image Compression and Restoration (WACV 2025); the block is its se
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -25,9 +26,14 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
-        with torch.autocast(x.device.type, enabled=False):  # it would make bfloat16 float32
+        with no_autocast(x):  # which would make float32 of bfloat16
             x = F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype))
         return x.permute(0, 3, 1, 2)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Lets operations on x be computed as they are written, where training uses autocast."""
+    return torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext()
 
 
 def pointwise(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:

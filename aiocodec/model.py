@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aiocodec.entropy import EntropyModel, LeakyReLU, block, down
-from aiocodec.layers import GROUPS, HATB, Gain, frequency_basis, pointwise
+from aiocodec.layers import GROUPS, HATB, Gain, frequency_basis, no_autocast, pointwise
 
 LATENT_STRIDE = 16  # pixels of x per element of y, per side
 STRIDE = 64  # pixels of x per element of z; images are padded to multiples of it
@@ -133,7 +133,7 @@ class Analysis(nn.Module):
                 features = self.gain(features, quality)
             features = stage(features)
         features = self.head(features)
-        with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for y and x_hat
+        with no_autocast(x):  # bfloat16 is too coarse for y and x_hat
             y = self.linear_gain(self.linear(F.pixel_unshuffle(x, LATENT_STRIDE)), quality)
             out: Tensor = y + self.head_gain(features.float(), quality)
         return out
@@ -182,7 +182,7 @@ class Synthesis(nn.Module):
             if i > 0:
                 features = self.ups[i - 1](features)
         features = self.tail(features)
-        with torch.autocast(y_hat.device.type, enabled=False):
+        with no_autocast(y_hat):
             linear = self.linear(self.linear_gain(y_hat, quality))
             x_hat = F.pixel_shuffle(linear, LATENT_STRIDE) + 0.5
             features = features.float()

@@ -389,7 +389,7 @@ def test_degrade_takes_odd_sides(odd):
 @pytest.fixture(scope="module")
 def drawn():
     """What `degrade` did to each of 4000 images, as lists of names, the amounts drawn for each
-    name, and the corners of the patches within the images that the degradations saw."""
+    name, and the corners of the patches within the grid of JPEG blocks."""
     plans = [[] for _ in range(4000)]
     amounts = {name: [] for name in KINDS}
     corners = set()
@@ -399,7 +399,10 @@ def drawn():
             for image in (x[:, 0, -1, -1] * 4000).round().int().tolist():
                 plans[image].append(name)
             amounts[name] += amount.tolist()
-            corners.add((x.shape[2] - 5, x.shape[3] - 6))
+            corner = (x.shape[2] - 5, x.shape[3] - 6)
+            assert name == "jpeg" or corner == (0, 0)
+            if name == "jpeg":
+                corners.add(corner)
             return x
 
         return record
@@ -447,7 +450,7 @@ def test_a_fifth_are_mixtures_that_end_in_the_camera(drawn):
 
 def test_degrade_moves_the_grid_of_blocks(drawn, monkeypatch):
     tops, lefts = map(set, zip(*drawn[2], strict=True))
-    assert tops == lefts == set(range(16)) and len(drawn[2]) > 100
+    assert len(tops) > 12 and len(lefts) > 12 and max(tops | lefts) == 15 and len(drawn[2]) > 30
 
     def grid(x):
         """The columns, modulo 8, that the greatest steps lie between."""

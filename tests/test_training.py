@@ -239,7 +239,7 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
         time.sleep(0.1)
     time.sleep(0.3)
     os.kill(process.pid, number)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=200)[1]
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in error
     state = torch.load(checkpoint, weights_only=True)
