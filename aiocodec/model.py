@@ -163,9 +163,7 @@ class Synthesis(nn.Module):
         )
         self.gain = Gain(widths[self.gain_stage])
         pixels = 3 * config.patch**2
-        self.tail = (
-            pointwise(widths[0], pixels, bias=True) if config.patch > 1 else _conv3(widths[0], 3)
-        )
+        self.tail = _conv3(widths[0], pixels)  # 3x3: its patches overlap, blocks show less
         self.linear = pointwise(n, 3 * LATENT_STRIDE**2)
         self.linear_gain = _latent_gain(n, -1)
         with torch.no_grad():
