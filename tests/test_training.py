@@ -222,6 +222,7 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     command += ["--minutes", "5", "--patches", "64", "--batch", "1"]
     script = (
         "import sys, torch; from aiocodec.training import train; from dataclasses import replace\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from aiocodec.cli import main; from aiocodec import model\n"
         "model.VARIANTS['nano'] = replace(model.VARIANTS['nano'], widths=(16,), blocks_a=(1,),"
         " blocks_s=(1,), latents=24, hyper=8, prior_width=16)\n"
