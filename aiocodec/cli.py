@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import stat
 import sys
@@ -329,6 +330,7 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto is cuda where there is one.",
 )
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads; by default all cores."
 )
@@ -628,53 +630,140 @@ def table(row: Row) -> list[str]:
 
 
 @cli.command(epilog=EPILOG)
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=FOLDER)
 @click.option(
-    "-q",
-    "--quality",
-    "qualities",
-    type=click.IntRange(0, 100),
+    "--degraded",
+    type=FOLDER,
     multiple=True,
-    default=(10, 30, 50, 70, 90),
-    show_default=True,
+    help="Folder of degraded versions of the images, of the same names; may be repeated.",
 )
 @click.option(
     "--degrade",
     "degradations",
     metavar="NAME[:AMOUNT]",
     multiple=True,
-    default=("clean",),
-    show_default=True,
-    help="noise:25 (of 255), camera, haze, rain, snow (0 to 1, or random), jpeg:40, blur:1.5 (pixels);"
-    " rain+noise:10 for both.",
+    help="Spoil the clean images: noise:25 (of 255), camera, haze, rain, snow (0 to 1, or random),"
+    " jpeg:40, blur:1.5 (pixels); rain+noise:10 for both, clean for nothing. May be repeated."
+    "  [default: clean, without --degraded]",
 )
-@model_option
+@click.option(
+    "--codec",
+    "codecs",
+    metavar="[RESTORER+]NAME[:MODEL][@Q,Q]",
+    multiple=True,
+    help="aic, aic:fast@30,60, jpeg, webp, avif, nlm+avif (denoised first, told the noise);"
+    " the first is compared with the others. May be repeated."
+    "  [default: aic, jpeg, webp, avif, nlm+avif]",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Only every N-th image, from the first.",
+)
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Results as JSON, of an earlier evaluation for example, to compare with as well.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for report.html, RD plots, results.json and results.csv.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all results as one JSON object.")
+@click.option("--csv", is_flag=True, help="Print a line per image, codec and quality.")
+@click.option(
+    "--cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where measurements are kept for the next run.  [default: in the user's cache folder]",
+)
+@click.option("--no-cache", is_flag=True, help="Measure everything now, and keep nothing.")
 @device_option
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
+@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 def evaluate(
     folder: Path,
-    qualities: tuple[int, ...],
+    degraded: tuple[Path, ...],
     degradations: tuple[str, ...],
-    model: str | None,
+    codecs: tuple[str, ...],
+    every: int,
+    against: tuple[Path, ...],
+    out: Path | None,
+    as_json: bool,
+    csv: bool,
+    cache: Path | None,
+    no_cache: bool,
     device: str,
     threads: int | None,
-    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Rate and PSNR of real files over a folder of clean images, coded as they are or spoiled."""
-    codec = load_codec(model, device, threads)
-    from aiocodec.evaluate import rd_table
+    """Compare codecs on the clean images of FOLDER, coded as they are or degraded.
 
-    if not as_json:
-        say("degradation  quality      bpp     PSNR   encode   decode")
-    for degradation in degradations:
-        for row in rd_table(codec, folder, qualities, degradation):
-            say(
-                json.dumps(row)
-                if as_json
-                else f"{degradation:11} {row['quality']:8d} {row['bpp']:8.4f} {row['psnr']:8.3f}"
-                f" {row['encode_seconds']:6.2f} s {row['decode_seconds']:6.2f} s"
-            )
+    Every codec writes real files, reads them back and is measured against the clean images: bits per
+    pixel, PSNR, MS-SSIM, seconds, memory, and Bjøntegaard's differences between curves. Interrupted,
+    it goes on where it was.
+    """
+    if as_json and csv:
+        raise click.UsageError("give --json or --csv, not both")
+    if cache and no_cache:
+        raise click.UsageError("give --cache or --no-cache, not both")
+    from aiocodec.evaluate.report import aligned, as_csv, deltas_table, points_table, write_report
+    from aiocodec.evaluate.study import Study, default_cache, read_curves
+
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise click.UsageError("no CUDA device is available")
+    try:
+        study = Study(
+            folder,
+            degraded=degraded,
+            degradations=degradations,
+            codecs=codecs or None,
+            every=every,
+            against=[curve for path in against for curve in read_curves(path)],
+            device=device,
+            threads=threads,
+            cache=None if no_cache else cache or default_cache(),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        if not study.specs:
+            raise BatchError("; ".join(": ".join(failure) for failure in study.results.failures))
+        hidden = quiet or sys.stderr is None or not sys.stderr.isatty()
+        steps = len(study) + (len(study.degradations) if out else 0)
+        with click.progressbar(length=steps, file=sys.stderr, show_pos=True, hidden=hidden) as bar:
+            results = study.run(bar.update)
+            if out is not None:
+                study.notes += write_report(study, out, command_line(), lambda: bar.update(1))
+    finally:
+        study.close()
+    if as_json:
+        say(json.dumps(results.to_dict()))
+    elif csv:
+        say(*as_csv(results).splitlines())
+    else:
+        say(*aligned(points_table(results.curves), left=2))
+        if results.deltas:
+            say("", *aligned(deltas_table(results.deltas), left=3))
+    if not quiet:
+        for note in study.notes:
+            say(f"aic: {note}", err=True)
+    for what, why in results.failures:
+        say(f"aic: {what}: {why}", err=True)
+    if results.failures:
+        raise BatchError(f"{len(results.failures)} left out, the rest is done")
+
+
+def command_line() -> str:
+    """This command, as it could be typed again."""
+    return shlex.join(["aic", *sys.argv[1:]])
 
 
 def sides(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...] | None:

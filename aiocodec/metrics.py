@@ -1,9 +1,13 @@
-"""Rate and distortion: one implementation for training and for reports."""
+"""Rate, distortion and the distance between curves of them: one implementation for training and for
+reports."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+Points = Sequence[tuple[float, float]]  # (bpp, quality in dB or any scale that grows), any order
 
 
 def psnr_from_mse(mse: float) -> float:
@@ -11,10 +15,14 @@ def psnr_from_mse(mse: float) -> float:
     return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """PSNR in dB between two uint8 images of one shape, over all pixels and channels."""
+def _check_shapes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> None:
     if a.shape != b.shape:
         raise ValueError(f"images of different shapes: {a.shape} and {b.shape}")
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """PSNR in dB between two uint8 images of one shape, over all pixels and channels."""
+    _check_shapes(a, b)
     difference = a.astype(np.float64) - b
     return psnr_from_mse(float(np.mean(difference**2)) / 255**2)
 
@@ -22,3 +30,119 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 def bpp(size: int, width: int, height: int) -> float:
     """Bits per pixel of a file of `size` bytes."""
     return 8 * size / (width * height)
+
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first
+MS_SSIM_SIDE = 161  # the shortest side that five scales and a window of 11 pixels leave room for
+
+
+def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
+    """Multi-scale structural similarity of two uint8 images [H, W, 3], at most 1, mean over channels
+    (Wang, Simoncelli, Bovik 2003); None for images with a side below MS_SSIM_SIDE."""
+    import torch
+    from torch.nn import functional as F
+
+    _check_shapes(a, b)
+    if min(a.shape[:2]) < MS_SSIM_SIDE:
+        return None
+    taps = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    taps = (taps / taps.sum()).expand(15, 1, 11)
+
+    def blur(x: "torch.Tensor") -> "torch.Tensor":
+        return F.conv2d(F.conv2d(x, taps[..., None], groups=15), taps[:, :, None], groups=15)
+
+    x, y = (
+        torch.from_numpy(np.ascontiguousarray(i.transpose(2, 0, 1)))[None].float() for i in (a, b)
+    )
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = torch.ones(3)
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        mean_x, mean_y, xx, yy, xy = blur(torch.cat([x, y, x * x, y * y, x * y], 1)).split(3, 1)
+        variances = xx - mean_x**2 + yy - mean_y**2
+        part = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
+        if scale == len(MS_SSIM_WEIGHTS) - 1:  # luminance counts at the coarsest scale only
+            part = part * (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        similarity *= part.mean((0, 2, 3)).clamp(min=0) ** weight
+        odd = [side % 2 for side in x.shape[2:]]  # padded as pytorch-msssim does
+        x, y = F.avg_pool2d(x, 2, padding=odd), F.avg_pool2d(y, 2, padding=odd)
+    return float(similarity.mean())
+
+
+def edge_agreement(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Whether an edge detector sees the same in two uint8 images [H, W, 3]: the F-measure, 0..1, of
+    the edges that scikit-image's Canny detector (sigma 2) finds in b against those that it finds in
+    a; an edge counts as found where the other has one within a pixel, diagonals included. 1 where
+    neither has any. Raises ImportError without scikit-image."""
+    from scipy.ndimage import maximum_filter
+    from skimage.feature import canny
+
+    _check_shapes(a, b)
+    weights = np.array([0.299, 0.587, 0.114]) / 255
+    edges = [canny(image @ weights, sigma=2) for image in (a, b)]
+    if not edges[0].any() or not edges[1].any():
+        return float(edges[0].any() == edges[1].any())
+    precision, recall = (
+        float(maximum_filter(there, 3)[here].mean()) for here, there in (edges[::-1], edges)
+    )
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _curve(points: Points) -> "Curve":
+    """log10 of the rates and the qualities of the points that anyone would choose: none has another
+    that is at least as good and not larger. Both strictly grow."""
+    chosen: list[tuple[float, float]] = []
+    for rate, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if math.isfinite(quality) and rate > 0 and (not chosen or quality > chosen[-1][1]):
+            chosen.append((rate, quality))
+    if len(chosen) < 2:
+        raise ValueError("a curve needs two points of growing quality")
+    return np.log10([rate for rate, _ in chosen]), np.array([quality for _, quality in chosen])
+
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # abscissae, strictly growing; ordinates
+
+
+MIN_OVERLAP = 0.25  # of the shorter curve, that two must share before anything is said of them
+
+
+def _overlap(a: Curve, b: Curve, what: str) -> tuple[float, float]:
+    low, high = float(max(a[0][0], b[0][0])), float(min(a[0][-1], b[0][-1]))
+    if high - low < MIN_OVERLAP * min(float(curve[0][-1] - curve[0][0]) for curve in (a, b)):
+        raise ValueError(f"the curves have too little {what} in common")
+    return low, high
+
+
+def _mean_difference(anchor: Curve, test: Curve, what: str) -> float:
+    """The mean of test - anchor where they overlap, each interpolated by PCHIP."""
+    from scipy.interpolate import PchipInterpolator as Pchip
+
+    low, high = _overlap(anchor, test, what)
+    integrals = [float(Pchip(*curve).integrate(low, high)) for curve in (anchor, test)]
+    return (integrals[1] - integrals[0]) / (high - low)
+
+
+def overlap(anchor: Points, test: Points) -> tuple[float, float]:
+    """Lowest and highest quality over which `bd_rate` compares two curves; ValueError where it
+    refuses to."""
+    (rates_a, quality_a), (rates_t, quality_t) = _curve(anchor), _curve(test)
+    return _overlap((quality_a, rates_a), (quality_t, rates_t), "quality")
+
+
+def bd_rate(anchor: Points, test: Points) -> float:
+    """Bjøntegaard delta rate in percent: how many more bits `test` needs than `anchor` for equal
+    quality, negative where it needs fewer (Bjøntegaard, VCEG-M33), between piecewise cubic (PCHIP)
+    curves of the logarithm of the rate over the quality.
+
+    Of each curve, only points count that no other point of it beats in rate and quality at once.
+    Raises ValueError where the curves share less than MIN_OVERLAP of the shorter range of qualities,
+    or one has fewer than two points, and ImportError without SciPy.
+    """
+    (rates_a, quality_a), (rates_t, quality_t) = _curve(anchor), _curve(test)
+    exponent = _mean_difference((quality_a, rates_a), (quality_t, rates_t), "quality")
+    return 100 * (10**exponent - 1)
+
+
+def bd_psnr(anchor: Points, test: Points) -> float:
+    """Bjøntegaard delta PSNR in dB (or whatever the qualities are): how much better `test` is than
+    `anchor` at equal rate. Points and errors as for `bd_rate`, but it is rates that are shared."""
+    return _mean_difference(_curve(anchor), _curve(test), "rate")

@@ -81,6 +81,16 @@ class Manifest:
             self.entries["files"][file]["bytes"] for file in entry["transforms"] + entry["entropy"]
         )
 
+    def digest(self, name: str) -> str:
+        """A digest of all weights of a model, in hexadecimal."""
+        from hashlib import sha256
+
+        entry = self._entry(name)
+        hashes = [
+            self.entries["files"][f]["sha256"] for f in entry["transforms"] + entry["entropy"]
+        ]
+        return sha256("".join(hashes).encode()).hexdigest()
+
     def _entry(self, name: str) -> dict[str, Any]:
         try:
             entry: dict[str, Any] = self.entries["models"][name]

@@ -1,58 +1,615 @@
-"""RD tables: figures of real files, reproducible, and errors that name the file."""
+"""Evaluations: figures of real files, reproducible, cached; what cannot be done is named, not fatal."""
+
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from aiocodec.errors import AicError, ImageError
-from aiocodec.evaluate import add_noise, degraded, rd_table
+from aiocodec.evaluate import codecs as codecs_module
+from aiocodec.evaluate import study as study_module
+from aiocodec.evaluate.codecs import CodecSpec, Coder, Worker, code
+from aiocodec.evaluate.report import as_csv, at_size, choose, write_report
+from aiocodec.evaluate.study import (
+    Curve,
+    Measures,
+    Results,
+    Sample,
+    Study,
+    add_noise,
+    read_curves,
+    spoil,
+)
 from aiocodec.image import read
 from aiocodec.metrics import psnr
+
+WIDTH, HEIGHT = 192, 176
 
 
 @pytest.fixture
 def folder(tmp_path, photo):
-    for i in range(2):
-        Image.fromarray(photo.rgb[i * 64 : i * 64 + 64, :128]).save(tmp_path / f"{i}.png")
-    return tmp_path
+    """Three clean images."""
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    for i, name in enumerate(("a.png", "b.png", "c.png")):
+        part = photo.rgb[i * 70 : i * 70 + HEIGHT, i * 90 : i * 90 + WIDTH]
+        Image.fromarray(part).save(clean / name)
+    return clean
 
 
-@pytest.mark.parametrize("degradation", ["clean", "noise:25", "rain"])
-def test_rows_are_those_of_real_files(codec, folder, degradation):
-    (row,) = rd_table(codec, folder, [40], degradation)
-    sizes, errors = [], []
-    for number in (1, 2):
-        clean = read((folder / f"{number - 1}.png").read_bytes())
-        data = codec.encode(degraded(clean, degradation, number), 40, strip=True)
-        sizes.append(8 * len(data) / (64 * 128))
-        errors.append(psnr(clean.rgb, codec.decode(data).rgb))
-    assert row["bpp"] == pytest.approx(np.mean(sizes), abs=1e-4)
-    assert row["psnr"] == pytest.approx(np.mean(errors), abs=1e-3)
-    assert (row["images"], row["quality"], row["degradation"]) == (2, 40, degradation)
+def names(samples):
+    return {sample.image for sample in samples}
+
+
+@pytest.fixture
+def run():
+    """Run a study and end its processes."""
+    studies = []
+
+    def run(*args, **options):
+        studies.append(Study(*args, **options))
+        return studies[-1].run()
+
+    yield run
+    for study in studies:
+        study.close()
+
+
+# --------------------------------------------------------------------------- inputs
 
 
 def test_noise_is_that_of_other_projects(photo):
     noise = np.random.default_rng(7).normal(0, 25, photo.rgb.shape)
     expected = np.clip(np.round(photo.rgb + noise), 0, 255).astype(np.uint8)
     assert np.array_equal(add_noise(photo, 25, 7).rgb, expected)
-    assert np.array_equal(degraded(photo, "noise:25", 7).rgb, expected)
+    assert np.array_equal(spoil(photo, "noise:25", 7).rgb, expected)
 
 
 def test_degradations_are_seeded(photo):
-    assert np.array_equal(degraded(photo, "clean", 1).rgb, photo.rgb)
+    assert np.array_equal(spoil(photo, "clean", 1).rgb, photo.rgb)
     for name in ("snow", "haze:0.5", "noise:10+jpeg:50"):
-        a, b, c = (degraded(photo, name, seed).rgb for seed in (1, 1, 2))
+        a, b, c = (spoil(photo, name, seed).rgb for seed in (1, 1, 2))
         assert np.array_equal(a, b)
         assert not np.array_equal(a, c)
     for name in ("fog", "noise:x", "noise:-5", "haze:2", ""):
         with pytest.raises(AicError):
-            degraded(photo, name, 1)
+            spoil(photo, name, 1)
 
 
-def test_bad_folders(codec, folder, tmp_path):
-    (folder / "bad.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"bad\.png"):
-        list(rd_table(codec, folder, [40]))
-    (tmp_path / "empty").mkdir()
+@pytest.mark.parametrize(
+    ("text", "name", "qualities"),
+    [
+        ("aic", "aic", (10, 30, 50, 70, 90)),
+        ("aic:fast@60,30,30", "aic:fast", (30, 60)),
+        ("jpeg@0,100", "jpeg", (0, 100)),
+        ("nlm+avif@20", "nlm+avif", (20,)),
+        ("bm3d:12.5+webp@20", "bm3d:12.5+webp", (20,)),
+    ],
+)
+def test_specifications(text, name, qualities):
+    spec = CodecSpec.parse(text)
+    assert (spec.name, spec.qualities) == (name, qualities)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "png",
+        "jpeg@101",
+        "jpeg:fast",
+        "jpeg@",
+        "aic@5,x",
+        "median+avif",
+        "nlm",
+        "nlm:0+avif",
+        "nlm:256+avif",
+        "nlm:1.2.3+avif",
+    ]
+    + ["", "aic aic"],
+)
+def test_wrong_specifications(text):
+    with pytest.raises(ValueError):
+        CodecSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"degradations": ["fog"]}, "fog"),
+        ({"codecs": ["jpeg", "jpeg@30"]}, "twice"),
+        ({"codecs": ["gif"]}, "gif"),
+    ],
+)
+def test_wrong_arguments(folder, options, words):
+    with pytest.raises(ValueError, match=words):
+        Study(folder, **options)
+
+
+def test_folders_of_one_name_are_refused(folder):
+    with pytest.raises(ValueError, match="two degradations"):
+        Study(folder, degraded=[folder], degradations=["clean"])
+
+
+def test_an_empty_folder(tmp_path):
     with pytest.raises(ImageError, match="no images"):
-        list(rd_table(codec, tmp_path / "empty", [40]))
+        Study(tmp_path)
+
+
+# --------------------------------------------------------------------------- figures
+
+
+def test_samples_are_those_of_real_files(folder, run):
+    results = run(folder, degradations=["noise:25"], codecs=["jpeg@30", "webp@50"])
+    assert len(results.samples) == 6 and not results.failures
+    for number, name in enumerate(("a.png", "b.png", "c.png"), start=1):
+        clean = read((folder / name).read_bytes())
+        file = io.BytesIO()
+        Image.fromarray(add_noise(clean, 25, number).rgb).save(
+            file, "JPEG", quality=30, optimize=True, progressive=True
+        )
+        (sample,) = (s for s in results.samples if (s.image, s.codec) == (name, "jpeg"))
+        assert sample.measures.bpp == 8 * len(file.getvalue()) / (WIDTH * HEIGHT)
+        assert sample.measures.psnr == psnr(clean.rgb, np.asarray(Image.open(file).convert("RGB")))
+        assert 0 < sample.measures.ms_ssim < 1 and 0 < sample.measures.edges < 1
+        assert sample.measures.encode_seconds > 0 and sample.measures.decode_cpu_seconds > 0
+    jpeg, webp = results.curves
+    ((quality, mean),) = jpeg.points
+    assert (jpeg.codec, jpeg.images, quality) == ("jpeg", 3, 30)
+    of_jpeg = [s.measures for s in results.samples if s.codec == "jpeg"]
+    assert mean.bpp == pytest.approx(sum(m.bpp for m in of_jpeg) / 3)
+    assert mean.psnr == pytest.approx(sum(m.psnr for m in of_jpeg) / 3)
+    assert jpeg.digest == webp.digest
+
+
+def test_aic_is_measured_as_it_codes(codec, folder, run):
+    results = run(folder, codecs=["aic@40"], every=3, device="cpu")
+    (sample,) = results.samples
+    picture = read((folder / "a.png").read_bytes())
+    data = codec.encode(picture, 40, strip=True)
+    assert sample.measures.bpp == 8 * len(data) / (WIDTH * HEIGHT)
+    expected = psnr(picture.rgb, codec.decode(data).rgb)
+    assert sample.measures.psnr == pytest.approx(expected, abs=0.02)
+    if sys.platform == "linux":
+        assert 50 < sample.measures.peak_mib < 4000
+
+
+def test_every_nth_image_keeps_its_number(folder, run):
+    whole = run(folder, degradations=["noise:40"], codecs=["jpeg@30"])
+    some = run(folder, degradations=["noise:40"], codecs=["jpeg@30"], every=2)
+    assert names(some.samples) == {"a.png", "c.png"}
+    sizes = [{s.image: s.measures.bpp for s in r.samples} for r in (whole, some)]
+    assert sizes[1].items() <= sizes[0].items()
+
+
+def test_a_cascade_is_told_the_noise(folder, run):
+    study = Study(
+        folder, degradations=["clean", "rain", "noise:50", "noise"], codecs=["webp", "nlm+webp"]
+    )
+    applicable = {name: [s.name for s in study.applicable(name)] for name in study.degradations}
+    assert applicable == {
+        "clean": ["webp"],
+        "rain": ["webp"],
+        "noise:50": ["webp", "nlm+webp"],
+        "noise": ["webp"],  # of unknown strength
+    }
+    results = run(folder, degradations=["noise:50"], codecs=["webp@60", "nlm+webp@60"])
+    alone, restored = results.curves
+    assert restored.points[0][1].psnr > alone.points[0][1].psnr + 3
+    assert restored.points[0][1].bpp < alone.points[0][1].bpp / 2
+    assert restored.points[0][1].encode_cpu_seconds > alone.points[0][1].encode_cpu_seconds
+
+
+def test_one_restoration_serves_all_qualities(photo, monkeypatch):
+    calls = []
+    monkeypatch.setattr(codecs_module, "_nlm", lambda x, sigma: calls.append(sigma) or x // 2)
+    coder = Coder(CodecSpec.parse("nlm+jpeg"))
+    first, second = (code(coder, photo.rgb, quality, 20.0) for quality in (30, 60))
+    other = code(coder, photo.rgb[::2], 30, 20.0)
+    assert calls == [20.0, 20.0]
+    assert psnr(first.decoded, photo.rgb // 2) > 25 and len(second.data) > len(first.data)
+    assert other.decoded.shape == photo.rgb[::2].shape
+
+
+def test_deltas(folder, run):
+    results = run(folder, codecs=["webp", "jpeg", "jpeg@10"][:2])
+    (delta,) = results.deltas
+    assert (delta.codec, delta.anchor) == ("webp", "jpeg")
+    assert delta.bd_rate < 0 < delta.bd_psnr and delta.overlap[0] < delta.overlap[1]
+    far = run(folder, codecs=["webp@1,5", "jpeg@97,99"])
+    assert far.deltas[0].bd_rate is far.deltas[0].bd_psnr is far.deltas[0].overlap is None
+
+
+def test_identical_pixels_are_no_number_in_json(tmp_path, run):
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(tmp_path / "gray.png")
+    results = run(tmp_path, codecs=["jpeg@50,90"])
+    assert {s.measures.psnr for s in results.samples} == {math.inf}
+    text = json.dumps(results.to_dict(), allow_nan=False)
+    (tmp_path / "r.json").write_text(text)
+    (curve,) = read_curves(tmp_path / "r.json")
+    assert curve == results.curves[0]  # None, where psnr is expected, is infinite again
+    assert curve.points[0][1].ms_ssim is None  # 32 pixels have no five scales
+
+
+# --------------------------------------------------------------------------- what goes wrong
+
+
+def test_pairs_that_do_not_fit(folder, tmp_path, run, photo):
+    rainy = tmp_path / "rainy"
+    rainy.mkdir()
+    spoiled = spoil(read((folder / "a.png").read_bytes()), "rain:0.5", 1).rgb
+    Image.fromarray(spoiled).save(rainy / "a.webp", lossless=True)  # pairs by name or by stem
+    Image.fromarray(photo.rgb[:50, :60]).save(rainy / "b.png")
+    Image.fromarray(spoiled).save(rainy / "d.png")
+    results = run(folder, degraded=[rainy], codecs=["jpeg@30"])
+    assert [(s.image, s.degradation) for s in results.samples] == [("a.png", "rainy")]
+    failures = dict(results.failures)
+    assert "60x50 pixels, the clean image 192x176" in failures["b.png"]
+    assert "no degraded version" in failures["c.png"]
+    assert "no clean version" in failures[str(rainy / "d.png")]
+    assert len(failures) == 3
+    file = io.BytesIO()
+    Image.fromarray(spoiled).save(file, "JPEG", quality=30, optimize=True, progressive=True)
+    assert results.samples[0].measures.bpp == 8 * len(file.getvalue()) / (WIDTH * HEIGHT)
+
+
+def test_one_unreadable_file_is_named_once(folder, run):
+    (folder / "b.png").write_bytes(b"no image")
+    results = run(folder, degradations=["clean", "noise:10"], codecs=["jpeg@30", "webp@30"])
+    ((what, why),) = results.failures
+    assert what == "b.png" and "image" in why
+    assert names(results.samples) == {"a.png", "c.png"}
+    assert [curve.images for curve in results.curves] == [2] * 4
+
+
+def test_a_codec_that_pillow_lacks(folder, run, monkeypatch):
+    check = features.check
+    monkeypatch.setattr(features, "check", lambda name: name != "avif" and check(name))
+    results = run(folder, codecs=["jpeg@30", "avif@30"])
+    assert results.failures == [("avif", "this Pillow has no AVIF")]
+    assert [curve.codec for curve in results.curves] == ["jpeg"]
+
+
+def test_a_model_without_weights(folder, run):
+    results = run(folder, codecs=["aic:l@30", "jpeg@30"])
+    ((what, why),) = results.failures
+    assert what == "aic:l" and "no weights" in why
+    assert names(results.samples) == {"a.png", "b.png", "c.png"}
+
+
+def test_missing_restorers_are_a_note_unless_asked_for(folder, monkeypatch):
+    find = codecs_module.importlib.util.find_spec
+    monkeypatch.setattr(
+        codecs_module.importlib.util, "find_spec", lambda name: name != "skimage" and find(name)
+    )
+    study = Study(folder, degradations=["noise:25"])
+    assert not study.results.failures and "aiocodec[evaluate]" in study.notes[0]
+    study = Study(folder, degradations=["noise:25"], codecs=["jpeg", "nlm+jpeg"])
+    assert study.results.failures[0][0] == "nlm+jpeg"
+
+
+def test_means_are_over_the_same_images(folder, run, monkeypatch):
+    code = Worker.code
+
+    def fail_once(self, x, quality, sigma=None):
+        if self._arguments[0].codec == "webp" and quality == 60:
+            calls.append(x)
+            if len(calls) == 2:
+                raise AicError("out of luck")
+        return code(self, x, quality, sigma)
+
+    calls = []
+    monkeypatch.setattr(Worker, "code", fail_once)
+    results = run(folder, codecs=["jpeg@30", "webp@30,60,80"])
+    assert results.failures == [("b.png, clean, webp@60", "out of luck")]
+    assert len(results.samples) == 3 + 3 + 1 + 3
+    for curve in results.curves:
+        chosen = [s for s in results.samples if s.codec == curve.codec and s.image != "b.png"]
+        for quality, mean in curve.points:
+            rates = [s.measures.bpp for s in chosen if s.quality == quality]
+            assert curve.images == len(rates) == 2
+            assert mean.bpp == pytest.approx(np.mean(rates))
+
+
+def test_a_process_that_dies_is_an_error_and_starts_again(photo):
+    worker = Worker(CodecSpec.parse("jpeg"))
+    try:
+        before = worker.code(photo.rgb, 30).data
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(AicError, match="died"):
+            worker.code(photo.rgb, 30)
+        assert worker.code(photo.rgb, 30).data == before
+        with pytest.raises(AicError):
+            worker.code(photo.rgb[:0], 30)  # an error over there is one here
+        assert worker.code(photo.rgb, 30).data == before
+    finally:
+        worker.close()
+
+
+# --------------------------------------------------------------------------- cache
+
+
+def test_an_interrupted_study_goes_on(folder, tmp_path, run, monkeypatch):
+    options = {"codecs": ["jpeg@20,40", "webp@30"], "cache": tmp_path / "cache" / "c.sqlite"}
+    coded = []
+    code = Worker.code
+    monkeypatch.setattr(
+        Worker, "code", lambda self, *args: coded.append(args[1]) or code(self, *args)
+    )
+    study = Study(folder, **options)
+    assert len(study) == 9
+    with pytest.raises(KeyboardInterrupt):
+        study.run(
+            lambda files: (_ for _ in ()).throw(KeyboardInterrupt) if len(coded) == 4 else None
+        )
+    study.close()
+    assert len(coded) == 4
+    results = run(folder, **options)
+    assert len(coded) == 9
+    assert run(folder, **options).to_dict() == results.to_dict()
+    assert len(coded) == 9
+    run(folder, **{**options, "codecs": ["jpeg@20,40,60"]})  # only what is new
+    assert coded[9:] == [60, 60, 60]
+    image = Image.open(folder / "a.png")
+    image.putpixel((0, 0), (1, 2, 3))
+    image.save(folder / "a.png")
+    run(folder, **options)
+    assert len(coded) == 15  # one image has changed
+
+
+def test_the_cache_knows_weights_and_options(monkeypatch):
+    spec = CodecSpec.parse("jpeg")
+    before = CodecSpec.parse("jpeg").identity
+    assert spec.identity == before
+    changed = ("JPEG", {"optimize": False, "progressive": True})
+    monkeypatch.setitem(codecs_module.PILLOW, "jpeg", changed)
+    assert CodecSpec.parse("jpeg").identity != before
+    from aiocodec.pretrained import Manifest
+
+    aic = CodecSpec.parse("aic").identity
+    codecs_module._aic_digest.cache_clear()
+    monkeypatch.setattr(Manifest, "digest", lambda self, name: "0" * 64)
+    assert CodecSpec.parse("aic").identity != aic
+    codecs_module._aic_digest.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["garbage", "folder"])
+def test_a_broken_cache_is_only_a_note(folder, tmp_path, run, kind):
+    cache = tmp_path / "cache"
+    if kind == "garbage":
+        cache.write_bytes(b"this is not a database" * 100)
+    else:
+        cache.mkdir()
+    study = Study(folder, codecs=["jpeg@30"], cache=cache)
+    results = study.run()
+    study.close()
+    assert len(results.samples) == 3 and "cache cannot be used" in study.notes[0]
+
+
+# --------------------------------------------------------------------------- earlier results
+
+
+def test_results_can_be_compared_with(folder, tmp_path, run):
+    results = run(folder, codecs=["jpeg@20,40,60", "webp@20,60"])
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results.to_dict()))
+    curves = read_curves(path)
+    assert curves == results.curves
+    old = replace(curves[0], codec="jpeg before")
+    again = run(folder, codecs=["jpeg@20,40,60"], against=[old])
+    (delta,) = again.deltas
+    assert (delta.anchor, delta.bd_rate, delta.bd_psnr) == ("jpeg before", 0, 0)
+    fewer = run(folder, codecs=["jpeg@20,40,60"], against=[old], every=2)
+    assert not fewer.deltas and "other images" in fewer.failures[0][1]
+
+
+def test_curves_by_hand(folder, tmp_path, run):
+    points = [{"bpp": rate, "psnr": quality} for rate, quality in ((0.3, 22), (1, 28), (4, 40))]
+    curve = {"degradation": "clean", "codec": "VTM", "images": 3, "points": points}
+    path = tmp_path / "by-hand.json"
+    path.write_text(json.dumps({"curves": [curve]}))
+    results = run(folder, codecs=["jpeg"], against=read_curves(path))
+    assert results.deltas[0].anchor == "VTM" and results.deltas[0].bd_rate is not None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"curves": [{}]}', '{"curves": 3}', "\x00"])
+def test_files_that_hold_no_results(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="no results"):
+        read_curves(path)
+
+
+# --------------------------------------------------------------------------- reports
+
+
+class Page(HTMLParser):
+    """What a browser would load, and how deep elements are nested."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.open, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for name, value in attributes if name in ("src", "srcset")]
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_report(folder, tmp_path):
+    os.rename(folder / "a.png", folder / "a <b>&.png")
+    study = Study(folder, degradations=["clean", "noise:25"], codecs=["webp@10,40,70", "jpeg"])
+    study.run()
+    notes = write_report(study, tmp_path / "out", "aic evaluate <here>")
+    study.close()
+    assert notes == []
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(files) == {
+        "report.html",
+        "results.json",
+        "results.csv",
+        "rd-clean.png",
+        "rd-clean.svg",
+        "rd-noise-25.png",
+        "rd-noise-25.svg",
+    }
+    assert Image.open(tmp_path / "out" / "rd-clean.png").width > 500
+    page = Page(files["report.html"].decode())
+    assert not page.open  # every element is closed
+    assert page.sources and all(source.startswith("data:image/") for source in page.sources)
+    assert not re.search(r"url\(|@import|<script", files["report.html"].decode())
+    assert "aic evaluate <here>" in page.text and "a <b>&.png" in page.text
+    assert read_curves(tmp_path / "out" / "results.json") == study.results.curves
+    lines = as_csv(study.results).splitlines()
+    assert files["results.csv"].decode().splitlines() == lines
+    assert len(lines) == 1 + 3 * 2 * 8
+    assert lines[0].startswith("image,degradation,codec,quality,bpp,psnr,ms_ssim,edges,")
+
+
+def test_pictures_have_nearly_equal_sizes(folder):
+    study = Study(folder, codecs=["jpeg"])
+    x = read((folder / "a.png").read_bytes()).rgb
+    spec = study.specs[0]
+    worker = study.workers["jpeg"]
+    for goal in (3000, 5000):
+        quality, coded = at_size(study, spec, x, None, goal)
+        sizes = [len(worker.code(x, q).data) for q in range(0, 101)]
+        nearest = min(abs(math.log(size / goal)) for size in sizes)
+        assert abs(math.log(sizes[quality] / goal)) == pytest.approx(nearest, abs=0.02)
+        assert len(coded.data) == sizes[quality]
+    assert (
+        at_size(study, spec, x, None, 1)[0] <= 1 and at_size(study, spec, x, None, 10**6)[0] == 100
+    )
+    study.close()
+
+
+def test_the_best_and_the_worst_image_are_shown():
+    measures = Measures(1.0, 30.0, None, None, 0, 0, 0, 0, None)
+    results = Results()
+    for image, gain in (("a", 1.0), ("b", -2.0), ("c", 3.0)):
+        for codec, advantage in (("ours", gain), ("strong", 0.0), ("weak", -5.0)):
+            for quality, (rate, db) in enumerate(((0.5, 30.0), (1.0, 33.0), (2.0, 36.0))):
+                m = replace(measures, bpp=rate, psnr=db + advantage)
+                results.samples.append(Sample(image, "clean", codec, quality, m))
+    points = {
+        codec: tuple(
+            (i, replace(measures, bpp=rate, psnr=db + level))
+            for i, (rate, db) in enumerate(((0.5, 30.0), (1.0, 33.0), (2.0, 36.0)))
+        )
+        for codec, level in (("ours", 0.7), ("strong", 0.0), ("weak", -5.0))
+    }
+    curves = [Curve("clean", codec, 3, p) for codec, p in points.items()]
+    results.deltas = [study_module.Delta.between(curve, curves[0]) for curve in curves[1:]]
+    (best, why), (worst, _) = choose(results, "clean", "ours", ["strong", "weak"])
+    assert (best, worst) == ("c", "b") and "against strong: +3.00 dB" in why
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def aic(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "aiocodec", "evaluate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def test_command(folder, tmp_path):
+    out = tmp_path / "report"
+    command = [folder, "--codec", "jpeg", "--codec", "webp", "--degrade", "clean", "--out", out]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "home")}
+    done = aic(*command, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^clean +jpeg +20 +[\d.]+ +[\d.]+ ", done.stdout, re.M)
+    assert re.search(r"^clean +jpeg +webp +[+-][\d.]+ % +[+-][\d.]+ dB ", done.stdout, re.M)
+    assert (out / "report.html").exists()
+    if sys.platform == "linux":
+        assert (tmp_path / "home" / "aiocodec" / "evaluate.sqlite").exists()
+    (folder / "b.png").write_bytes(b"")
+    done = aic(*command[:-2], "--json", "--no-cache", env=environment)
+    assert done.returncode == 8
+    assert done.stderr == "aic: b.png: the input is empty\naic: 1 left out, the rest is done\n"
+    document = json.loads(done.stdout)
+    assert document["curves"][0]["images"] == 2
+    assert document["failures"] == [{"what": "b.png", "error": "the input is empty"}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--codec", "gif"],
+        ["--degrade", "fog"],
+        ["--json", "--csv"],
+        ["--cache", "x", "--no-cache"],
+        ["--every", "0"],
+        ["--against", "missing.json"],
+        ["--against", "setup.cfg"],
+        ["--degraded", "missing"],
+    ],
+)
+def test_wrong_usage(folder, arguments):
+    from click.testing import CliRunner
+
+    from aiocodec.cli import cli
+
+    result = CliRunner().invoke(cli, ["evaluate", str(folder), *arguments])
+    assert result.exit_code == 2, result.output
+
+
+def test_csv(folder):
+    done = aic(folder, "--codec", "jpeg@30", "--csv", "--no-cache", "--every", 3)
+    assert done.returncode == 0
+    head, row = done.stdout.splitlines()
+    assert head.split(",")[:5] == ["image", "degradation", "codec", "quality", "bpp"]
+    assert row.startswith("a.png,clean,jpeg,30,")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for a process group")
+def test_ctrl_c_is_quiet_and_keeps_what_was_measured(folder, tmp_path):
+    """A terminal sends SIGINT to the whole process group, the codecs' processes included."""
+    cache = tmp_path / "c.sqlite"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aiocodec", "evaluate", str(folder), "--cache", str(cache)]
+        + ["--codec", "webp@" + ",".join(map(str, range(101)))]
+        + ["--codec", "avif@" + ",".join(map(str, range(101)))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    import sqlite3
+    import time
+
+    def count():
+        try:
+            return sqlite3.connect(cache).execute("SELECT COUNT(*) FROM measures").fetchone()[0]
+        except sqlite3.Error:
+            return 0
+
+    end = time.monotonic() + 60
+    while count() < 10 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "aic: interrupted\n")
+    assert 10 <= count() < 606

@@ -1,9 +1,35 @@
+"""Metrics agree with independent implementations, and say nothing where nothing can be said."""
+
 import math
 
+import bjontegaard
 import numpy as np
 import pytest
+import pytorch_msssim
+import torch
+from skimage.metrics import peak_signal_noise_ratio
 
-from aiocodec.metrics import bpp, psnr, psnr_from_mse
+from aiocodec.metrics import (
+    bd_psnr,
+    bd_rate,
+    bpp,
+    edge_agreement,
+    ms_ssim,
+    overlap,
+    psnr,
+    psnr_from_mse,
+)
+
+# Two codecs' rates in kbit/s and PSNR in dB, the example that circulates with implementations of
+# Bjøntegaard's method.
+ANCHOR = [(686.76, 40.28), (309.58, 37.18), (157.11, 34.24), (85.95, 31.42)]
+TEST = [(893.34, 40.39), (407.8, 37.21), (204.93, 34.17), (112.75, 31.24)]
+
+
+@pytest.fixture
+def noisy(photo):
+    noise = np.random.default_rng(0).normal(0, 25, photo.rgb.shape)
+    return np.clip(np.round(photo.rgb + noise), 0, 255).astype(np.uint8)
 
 
 def test_psnr_of_a_known_error():
@@ -12,6 +38,10 @@ def test_psnr_of_a_known_error():
     b[0, 0, 0] = 48  # one error of 48 in 48 samples: a mean squared error of 48
     assert psnr(a, b) == pytest.approx(10 * math.log10(255**2 / 48))
     assert psnr(b, a) == psnr(a, b)
+
+
+def test_psnr_is_that_of_scikit_image(photo, noisy):
+    assert psnr(photo.rgb, noisy) == pytest.approx(peak_signal_noise_ratio(photo.rgb, noisy))
 
 
 def test_psnr_of_equal_images_is_infinite():
@@ -25,10 +55,100 @@ def test_psnr_does_not_wrap_around():
     assert psnr(a, b) == psnr(b, a) == 0
 
 
-def test_psnr_refuses_different_shapes():
+@pytest.mark.parametrize("metric", [psnr, ms_ssim, edge_agreement])
+def test_different_shapes_are_refused(metric):
     with pytest.raises(ValueError, match="shapes"):
-        psnr(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 1, 3), np.uint8))
+        metric(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 1, 3), np.uint8))
 
 
 def test_bpp_counts_the_whole_file():
     assert bpp(1000, 100, 80) == 1.0
+
+
+def reference_ms_ssim(a, b):
+    x, y = (torch.from_numpy(i.transpose(2, 0, 1).copy())[None].float() for i in (a, b))
+    return float(pytorch_msssim.ms_ssim(x, y, data_range=255))
+
+
+@pytest.mark.parametrize(("height", "width"), [(320, 480), (301, 333), (161, 161)])
+def test_ms_ssim_is_that_of_pytorch_msssim(photo, noisy, height, width):
+    clean, spoiled = photo.rgb[:height, :width], noisy[:height, :width]
+    for other in (spoiled, 255 - clean):
+        assert ms_ssim(clean, other) == pytest.approx(reference_ms_ssim(clean, other), abs=1e-5)
+
+
+def test_ms_ssim_of_equal_and_of_small_images(photo):
+    assert ms_ssim(photo.rgb, photo.rgb) == 1
+    assert ms_ssim(photo.rgb[:161, :161], photo.rgb[:161, :161]) == 1
+    assert ms_ssim(photo.rgb[:160], photo.rgb[:160]) is None
+
+
+def test_edges_agree_with_themselves_and_not_with_noise(photo, noisy):
+    assert edge_agreement(photo.rgb, photo.rgb) == 1
+    assert 0.2 < edge_agreement(photo.rgb, noisy) < 0.95
+    flat = np.zeros_like(photo.rgb)
+    assert edge_agreement(photo.rgb, flat) == edge_agreement(flat, photo.rgb) == 0
+    assert edge_agreement(flat, flat) == 1
+
+
+def test_an_edge_may_move_by_a_pixel_and_no_more():
+    def step(at):
+        image = np.zeros((64, 64, 3), np.uint8)
+        image[:, at:] = 255
+        return image
+
+    assert edge_agreement(step(30), step(31)) == 1
+    assert edge_agreement(step(30), step(33)) == 0
+
+
+@pytest.mark.parametrize(("anchor", "test"), [(ANCHOR, TEST), (TEST, ANCHOR), (ANCHOR, ANCHOR)])
+def test_bd_figures_are_those_of_the_bjontegaard_package(anchor, test):
+    (rate_a, psnr_a), (rate_t, psnr_t) = (np.array(points).T for points in (anchor, test))
+    options = {"method": "pchip", "require_matching_points": False, "min_overlap": 0}
+    expected = bjontegaard.bd_rate(rate_a, psnr_a, rate_t, psnr_t, **options)
+    assert bd_rate(anchor, test) == pytest.approx(expected, abs=1e-6)
+    expected = bjontegaard.bd_psnr(rate_a, psnr_a, rate_t, psnr_t, **options)
+    assert bd_psnr(anchor, test) == pytest.approx(expected, abs=1e-6)
+
+
+def test_bd_figures_are_near_those_of_cubic_polynomials():
+    """Bjøntegaard's first proposal (VCEG-M33) put a cubic through the four points."""
+    (rate_a, psnr_a), (rate_t, psnr_t) = (np.array(points).T for points in (ANCHOR, TEST))
+    low, high = max(psnr_a.min(), psnr_t.min()), min(psnr_a.max(), psnr_t.max())
+    integrals = []
+    for rates, psnrs in ((rate_a, psnr_a), (rate_t, psnr_t)):
+        cubic = np.polynomial.Polynomial.fit(psnrs, np.log(rates), 3).integ()
+        integrals.append(cubic(high) - cubic(low))
+    expected = 100 * (np.exp((integrals[1] - integrals[0]) / (high - low)) - 1)
+    assert bd_rate(ANCHOR, TEST) == pytest.approx(expected, abs=0.1)
+
+
+def test_bd_laws():
+    half = [(rate / 2, quality) for rate, quality in ANCHOR]
+    better = [(rate, quality + 1) for rate, quality in ANCHOR]
+    assert bd_rate(ANCHOR, half) == pytest.approx(-50)
+    assert bd_psnr(ANCHOR, better) == pytest.approx(1)
+    there, back = bd_rate(ANCHOR, TEST), bd_rate(TEST, ANCHOR)
+    assert (1 + there / 100) * (1 + back / 100) == pytest.approx(1)
+    assert bd_rate(ANCHOR[::-1], TEST[1:] + TEST[:1]) == pytest.approx(there)  # any order
+    assert overlap(ANCHOR, TEST) == (31.42, 40.28)
+
+
+def test_points_that_nobody_would_choose_do_not_count():
+    beaten = [*ANCHOR, (700.0, 35.0), (1e6, 40.0), (2e6, math.inf)]
+    assert bd_rate(beaten, TEST) == bd_rate(ANCHOR, TEST)
+
+
+def test_bd_refuses_curves_that_do_not_overlap():
+    far = [(rate, quality + 20) for rate, quality in ANCHOR]
+    touching = [(rate, quality + 8) for rate, quality in ANCHOR]  # 0.86 of 8.86 dB are shared
+    for other in (far, touching):
+        with pytest.raises(ValueError, match="quality in common"):
+            bd_rate(ANCHOR, other)
+        with pytest.raises(ValueError, match="quality in common"):
+            overlap(other, ANCHOR)
+    with pytest.raises(ValueError, match="rate in common"):
+        bd_psnr(ANCHOR, [(rate * 1000, quality) for rate, quality in ANCHOR])
+    for short in ([], ANCHOR[:1], [ANCHOR[0], (ANCHOR[0][0] * 2, ANCHOR[0][1])]):
+        with pytest.raises(ValueError, match="two points"):
+            bd_rate(ANCHOR, short)

@@ -1,0 +1,386 @@
+"""The codecs that an evaluation compares, and what a file costs: bytes, seconds, memory.
+
+A codec is named by a specification,
+
+    [RESTORER[:SIGMA]+]CODEC[:MODEL][@QUALITY,QUALITY,...]
+
+`aic`, `aic:fast@30,60`, `jpeg`, `webp`, `avif@20,40`, `nlm+avif`: the last is a cascade, which restores
+with a classical method and codes what it gives. Every codec works in a process of its own, so that
+its peak memory is its own and its crash is no one else's.
+"""
+
+import functools
+import importlib.util
+import io
+import math
+import multiprocessing
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiocodec.errors import AicError
+
+Pixels = NDArray[np.uint8]  # [H, W, 3], code values 0..255
+
+QUALITIES: dict[
+    str, tuple[int, ...]
+] = {  # by default; on photographs they span about 0.1 to 1.2 bpp
+    "aic": (10, 30, 50, 70, 90),
+    "jpeg": (8, 20, 40, 60, 80),
+    "webp": (1, 15, 40, 65, 85),
+    "avif": (8, 20, 32, 44, 56),
+}
+PILLOW = {  # format, and the options that make the most of it
+    "jpeg": ("JPEG", {"optimize": True, "progressive": True}),
+    "webp": ("WEBP", {"method": 6}),
+    "avif": (
+        "AVIF",
+        {"codec": "aom", "speed": 4, "subsampling": "4:4:4", "advanced": {"tune": "psnr"}},
+    ),
+}
+RESTORERS = {  # of noise of a known strength; the module that each needs
+    "nlm": "skimage",
+    "bm3d": "bm3d",
+}
+SIGMAS = (0.0, 255.0)
+
+
+class CodecMissing(AicError):
+    """A codec that this installation lacks."""
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """What to compare, as parsed from its specification."""
+
+    codec: str  # a name of QUALITIES
+    qualities: tuple[int, ...]  # 0..100, growing, at least one
+    model: str | None = None  # of aic; None is the default of the package
+    restorer: str | None = None  # a name of RESTORERS, run before the codec
+    sigma: float | None = None  # of the noise that the restorer removes; None: as was added
+
+    @classmethod
+    def parse(cls, text: str) -> "CodecSpec":
+        """A specification as in the docstring above; ValueError for any other text."""
+        match = re.fullmatch(
+            r"(?:(?P<restorer>\w+)(?::(?P<sigma>[\d.]+))?\+)?"
+            r"(?P<codec>\w+)(?::(?P<model>[\w-]+))?(?:@(?P<qualities>\d+(?:,\d+)*))?",
+            text,
+        )
+        if match is None:
+            raise ValueError(
+                f"{text!r} is no codec; write aic, jpeg@20,40 or nlm+avif, for example"
+            )
+        codec, restorer, sigma = match["codec"], match["restorer"], match["sigma"]
+        if codec not in QUALITIES:
+            raise ValueError(f"no codec is called {codec!r}; there are {', '.join(QUALITIES)}")
+        if restorer is not None and restorer not in RESTORERS:
+            raise ValueError(
+                f"no restorer is called {restorer!r}; there are {', '.join(RESTORERS)}"
+            )
+        if match["model"] and codec != "aic":
+            raise ValueError(f"{text!r}: only aic has models")
+        qualities = QUALITIES[codec]
+        if match["qualities"]:
+            qualities = tuple(sorted({int(q) for q in match["qualities"].split(",")}))
+        if qualities[-1] > 100:
+            raise ValueError(f"{text!r}: qualities are 0 to 100")
+        try:
+            strength = None if sigma is None else float(sigma)
+        except ValueError:
+            strength = math.inf
+        if strength is not None and not SIGMAS[0] < strength <= SIGMAS[1]:
+            raise ValueError(f"{text!r}: the noise is above 0 and at most 255, not {sigma}")
+        return cls(codec, qualities, match["model"], restorer, strength)
+
+    @property
+    def name(self) -> str:
+        """The specification without qualities: how tables and plots call it."""
+        codec = f"{self.codec}:{self.model}" if self.model else self.codec
+        if self.restorer is None:
+            return codec
+        sigma = "" if self.sigma is None else f":{self.sigma:g}"
+        return f"{self.restorer}{sigma}+{codec}"
+
+    def told(self, added: float | None) -> float | None:
+        """The standard deviation of the noise that the restorer is told, where `added` was added, or
+        None where that is unknown. None: the codec cannot be run."""
+        return added if self.sigma is None else self.sigma
+
+    def check(self) -> None:
+        """Raises CodecMissing where this installation cannot run the codec."""
+        if self.codec in PILLOW:
+            from PIL import features
+
+            name = {"jpeg": "jpg"}.get(self.codec, self.codec)
+            if not features.check(name):
+                raise CodecMissing(f"this Pillow has no {self.codec.upper()}")
+        if self.restorer is not None and not importlib.util.find_spec(RESTORERS[self.restorer]):
+            package = "bm3d" if self.restorer == "bm3d" else "'aiocodec[evaluate]'"
+            raise CodecMissing(f"{self.restorer} needs: pip install {package}")
+        try:
+            self.identity  # noqa: B018 - of aic it reads the weights' manifest
+        except AicError as error:
+            raise CodecMissing(str(error)) from None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What the files depend on besides pixels and quality: options, versions of libraries or, of
+        aic, code and weights. Equal identities give equal files."""
+        parts = [self.name]
+        if self.codec in PILLOW:
+            import PIL
+            from PIL import features
+
+            library = (
+                features.version_codec("jpg")
+                if self.codec == "jpeg"
+                else features.version_module(self.codec)
+            )
+            parts.append(f"Pillow {PIL.__version__}, library {library}, {PILLOW[self.codec]}")
+        else:
+            parts.append(_aic_digest(self.model))
+        if self.restorer is not None:
+            from importlib.metadata import version
+
+            package = {"skimage": "scikit-image"}.get(module := RESTORERS[self.restorer], module)
+            parts.append(f"{package} {version(package)}")
+        return "; ".join(parts)
+
+
+@functools.cache
+def _aic_digest(model: str | None) -> str:
+    """A digest of all that aic's files and pictures come from: code, weights, torch."""
+    import torch
+
+    from aiocodec.pretrained import Manifest
+
+    manifest = Manifest.read()
+    name = model or manifest.models[0]
+    digest = sha256(torch.__version__.encode())
+    for path in sorted(Path(__file__).parent.parent.glob("*.py")):
+        if path.stem not in ("cli", "metrics"):
+            digest.update(path.read_bytes())
+    return f"{name}, weights {manifest.digest(name)[:16]}, code {digest.hexdigest()[:16]}"
+
+
+# --------------------------------------------------------------------------- coding
+
+
+def _nlm(x: Pixels, sigma: float) -> Pixels:
+    """Non-local means (Buades et al. 2005), told sigma, with scikit-image's usual patches; h = 0.6
+    sigma is its advice for this variant."""
+    from skimage.restoration import denoise_nl_means
+
+    s = sigma / 255
+    clean = denoise_nl_means(
+        x / 255, patch_size=5, patch_distance=6, h=0.6 * s, sigma=s, fast_mode=True, channel_axis=-1
+    )
+    return np.clip(np.round(255 * clean), 0, 255).astype(np.uint8)
+
+
+def _bm3d(x: Pixels, sigma: float) -> Pixels:
+    """Colour BM3D (Dabov et al. 2007) by the package of its authors, told sigma."""
+    from bm3d import bm3d_rgb
+
+    return np.clip(np.round(255 * bm3d_rgb(x / 255, sigma / 255)), 0, 255).astype(np.uint8)
+
+
+class Coder:
+    """One codec, ready to code: `encode` and `decode` are what is timed."""
+
+    def __init__(self, spec: CodecSpec, device: str = "auto", threads: int | None = None) -> None:
+        if spec.codec == "aic":
+            import torch
+
+            from aiocodec.codec import Codec
+            from aiocodec.image import Picture
+
+            if threads is not None:
+                torch.set_num_threads(threads)
+            codec = Codec(spec.model, device)
+            self.encode: Callable[[Pixels, int], bytes] = lambda x, quality: codec.encode(
+                Picture(x), quality, strip=True
+            )
+            self.decode: Callable[[bytes], Pixels] = lambda data: codec.decode(data).rgb
+        else:
+            from PIL import Image
+
+            format, options = PILLOW[spec.codec]
+
+            def encode(x: Pixels, quality: int) -> bytes:
+                file = io.BytesIO()
+                Image.fromarray(x).save(file, format, quality=quality, **options)  # type: ignore[arg-type]
+                return file.getvalue()
+
+            def decode(data: bytes) -> Pixels:
+                with Image.open(io.BytesIO(data)) as image:
+                    return np.asarray(image.convert("RGB"))
+
+            self.encode, self.decode = encode, decode
+        self.restorer = {"nlm": _nlm, "bm3d": _bm3d}.get(spec.restorer or "")
+        self._restored: tuple[tuple[bytes, float], Restored] | None = None
+        warm = np.full((64, 64, 3), 128, np.uint8)
+        self.decode(self.encode(warm, 50))  # what is set up at the first use is no part of a file
+
+    def restore(self, x: Pixels, sigma: float | None) -> "Restored":
+        """What is to be coded; the last image is kept, as one restoration serves all qualities."""
+        if self.restorer is None or sigma is None:
+            return Restored(x)
+        key = sha256(x.tobytes()).digest(), sigma
+        if self._restored is None or self._restored[0] != key:
+            _reset_peak()
+            start, cpu = time.perf_counter(), time.process_time()
+            clean = self.restorer(x, sigma)
+            end, cpu_end = time.perf_counter(), time.process_time()
+            self._restored = key, Restored(clean, end - start, cpu_end - cpu, _peak_mib() or 0)
+        return self._restored[1]
+
+
+class Restored(NamedTuple):
+    """An image after a restorer, and what that took."""
+
+    x: Pixels
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_mib: float = 0.0
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A file, its picture and their costs."""
+
+    data: bytes
+    decoded: Pixels
+    encode_seconds: float  # of a restorer too; the model loaded, pixels in memory
+    decode_seconds: float
+    encode_cpu_seconds: float  # of all threads
+    decode_cpu_seconds: float
+    peak_mib: float | None  # resident memory of the codec's whole process; None where not measured
+
+
+def code(coder: Coder, x: Pixels, quality: int, sigma: float | None = None) -> Coded:
+    """Code an image to a file and back."""
+    restored = coder.restore(x, sigma)
+    _reset_peak()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    data = coder.encode(restored.x, quality)
+    middle, cpu_middle = time.perf_counter(), time.process_time()
+    decoded = coder.decode(data)
+    end, cpu_end = time.perf_counter(), time.process_time()
+    peak = _peak_mib()
+    return Coded(
+        data,
+        decoded,
+        middle - start + restored.seconds,
+        end - middle,
+        cpu_middle - cpu_start + restored.cpu_seconds,
+        cpu_end - cpu_middle,
+        None if peak is None else max(peak, restored.peak_mib),
+    )
+
+
+def _reset_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark begins anew
+
+
+def _peak_mib() -> float | None:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return None
+
+
+# --------------------------------------------------------------------------- processes
+
+
+def _serve(pipe: Connection, spec: CodecSpec, device: str, threads: int | None) -> None:
+    """The life of a codec's process: answers requests until the pipe closes."""
+    with suppress(EOFError, OSError):
+        try:
+            coder = Coder(spec, device, threads)
+        except Exception as fault:
+            pipe.send(_portable(fault))
+            return
+        pipe.send(None)
+        while True:
+            request = pipe.recv()
+            try:
+                pipe.send(code(coder, *request))
+            except Exception as fault:
+                pipe.send(_portable(fault))
+
+
+def _portable(fault: Exception) -> AicError:
+    """An error that every process can unpickle."""
+    if isinstance(fault, AicError):
+        return fault
+    text = " ".join(str(fault).split())[:200]
+    return AicError(f"{type(fault).__name__}: {text}" if text else type(fault).__name__)
+
+
+class Worker:
+    """A codec in a process of its own, started when first used and again after it died."""
+
+    def __init__(self, spec: CodecSpec, device: str = "auto", threads: int | None = None) -> None:
+        self._arguments = spec, device, threads
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def code(self, x: Pixels, quality: int, sigma: float | None = None) -> Coded:
+        """As `code`, over there. Raises CodecMissing where the codec cannot be set up, the AicError
+        that came back, or one that says that the process died."""
+        try:
+            if self._pipe is None:
+                self._start()
+            assert self._pipe is not None
+            self._pipe.send((x, quality, sigma))
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self.close()
+            raise AicError("its process died, perhaps for want of memory") from None
+        if isinstance(answer, AicError):
+            raise answer
+        return answer
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(other, *self._arguments), daemon=True, name="aic evaluate"
+        )
+        # The terminal's Ctrl-C is for the parent alone, and a child inherits that it is ignored.
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+        try:
+            self._process.start()
+        finally:
+            if main:
+                signal.signal(signal.SIGINT, handler)
+        other.close()
+        fault = self._pipe.recv()
+        if fault is not None:
+            self.close()
+            raise CodecMissing(str(fault))
+
+    def close(self) -> None:
+        """End the process."""
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join()
+        self._pipe = self._process = None

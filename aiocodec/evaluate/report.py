@@ -1,0 +1,480 @@
+"""What a study leaves behind: results.json, results.csv, RD plots, and report.html, one file with
+plots, tables and pictures side by side at nearly equal rates."""
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from aiocodec import __version__
+from aiocodec.errors import AicError
+from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels
+from aiocodec.evaluate.study import Curve, Delta, Measures, Results, Sample, Source, Study
+from aiocodec.metrics import bd_psnr, bpp, psnr
+
+CROP = (320, 216)  # width and height of the pictures side by side, in pixels
+# Colours that people with any colour vision tell apart (Okabe and Ito 2008); the first is ours.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
+
+
+# --------------------------------------------------------------------------- text
+
+
+def points_table(curves: Sequence[Curve]) -> list[list[str]]:
+    """Rows of text, a head first: a row per degradation, codec and quality."""
+    head = "degradation codec q bpp PSNR MS-SSIM edges enc_s dec_s enc_CPU_s dec_CPU_s peak_MiB"
+    rows = [[title.replace("_", " ") for title in head.split()]]
+
+    def text(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    for curve in curves:
+        for quality, m in curve.points:
+            rows.append(
+                [
+                    curve.degradation,
+                    curve.codec,
+                    str(quality),
+                    text(m.bpp, 4),
+                    text(m.psnr, 3),
+                    text(m.ms_ssim, 4),
+                    text(m.edges, 3),
+                    text(m.encode_seconds, 3),
+                    text(m.decode_seconds, 3),
+                    text(m.encode_cpu_seconds, 3),
+                    text(m.decode_cpu_seconds, 3),
+                    text(m.peak_mib, 0),
+                ]
+            )
+    return rows
+
+
+def deltas_table(deltas: Sequence[Delta]) -> list[list[str]]:
+    """Rows of text, a head first: a row per degradation and codec that the first is compared with."""
+    rows = [["degradation", "codec", "against", "BD-rate", "BD-PSNR", "BD-rate MS-SSIM", "over"]]
+
+    def text(value: float | None, form: str) -> str:
+        return "no overlap" if value is None else format(value, form)
+
+    for d in deltas:
+        rows.append(
+            [
+                d.degradation,
+                d.codec,
+                d.anchor,
+                text(d.bd_rate, "+.1f") + (" %" if d.bd_rate is not None else ""),
+                text(d.bd_psnr, "+.2f") + (" dB" if d.bd_psnr is not None else ""),
+                text(d.bd_rate_ms_ssim, "+.1f") + (" %" if d.bd_rate_ms_ssim is not None else ""),
+                "" if d.overlap is None else "{:.1f} to {:.1f} dB".format(*d.overlap),
+            ]
+        )
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Rows of text as lines: the first `left` columns flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if i < left else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def as_csv(results: Results) -> str:
+    """A line per image, codec and quality, with a head."""
+    text = io.StringIO()
+    names = [*Sample._fields[:-1], *Measures.__dataclass_fields__]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results.rows())
+    return text.getvalue()
+
+
+# --------------------------------------------------------------------------- plots
+
+
+def plot(curves: Sequence[Curve], title: str, order: Sequence[str]) -> Any:
+    """A matplotlib figure: PSNR and MS-SSIM over bpp, up to where the first curve ends and a little
+    beyond. Codecs have the colour of their place in `order`. Raises ImportError without matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure.suptitle(title)
+    limit = 1.35 * max(m.bpp for _, m in curves[0].points)
+    for axes, metric, label in zip(
+        figure.subplots(1, 2),
+        ("psnr", "ms_ssim"),
+        ("PSNR (dB)", "MS-SSIM (dB: −10 log₁₀(1 − MS-SSIM))"),
+        strict=True,
+    ):
+        shown = []
+        for curve in curves:
+            i = order.index(curve.codec)
+            points = sorted(point for point in curve.of(metric) if math.isfinite(point[1]))
+            if not points:
+                continue
+            shown += [value for rate, value in points if rate <= limit]
+            axes.plot(
+                *zip(*points, strict=True),
+                "o-" if i < len(COLOURS) else "s--",
+                color=COLOURS[i % len(COLOURS)],
+                linewidth=2.4 if i == 0 else 1.3,
+                markersize=5 if i == 0 else 3.5,
+                zorder=3 if i == 0 else 2,
+                label=curve.codec,
+            )
+        axes.set(xlabel="bits per pixel", ylabel=label, xlim=(0, limit))
+        if shown:
+            margin = 0.06 * (max(shown) - min(shown)) + 0.05
+            axes.set_ylim(min(shown) - margin, max(shown) + margin)
+            axes.legend(fontsize="small", loc="lower right")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _rendered(figure: Any, format: str) -> bytes:
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "aiocodec"}):  # the same plot, the same bytes
+        figure.savefig(
+            file, format=format, dpi=130, metadata={"Date": None} if format == "svg" else {}
+        )
+    return file.getvalue()
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+class Tile(NamedTuple):
+    """One picture of a row: a crop, and what it is."""
+
+    title: str
+    detail: str
+    crop: Pixels
+
+
+class Comparison(NamedTuple):
+    """A row of pictures of one image at nearly equal rates."""
+
+    image: str
+    why: str
+    overview: Pixels  # the whole input, small, with the crop marked
+    tiles: list[Tile]
+
+
+def at_size(
+    study: Study, spec: CodecSpec, x: Pixels, sigma: float | None, size: int
+) -> tuple[int, Coded]:
+    """The quality of a codec whose file comes nearest to `size` bytes, found by bisection, and what
+    it gives."""
+    tried: dict[int, Coded] = {}
+
+    def length(quality: int) -> int:
+        if quality not in tried:
+            tried[quality] = study.workers[spec.name].code(x, quality, sigma)
+        return len(tried[quality].data)
+
+    low, high = 0, 100
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if length(middle) <= size else (low, middle)
+    quality = min((low, high), key=lambda q: abs(math.log(length(q) / size)))
+    return quality, tried[quality]
+
+
+def _by_image(results: Results, degradation: str, codec: str) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {}
+    for sample in results.samples:
+        if (sample.degradation, sample.codec) == (degradation, codec):
+            found.setdefault(sample.image, []).append(sample)
+    return found
+
+
+def choose(
+    results: Results, degradation: str, first: str, rivals: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Images worth a look, each with the reason: where the first codec gains most and least in
+    BD-PSNR over the strongest of the others, or the first image where that is not known."""
+    ours = _by_image(results, degradation, first)
+    if not ours:
+        return []
+    means = {
+        d.anchor: d.bd_psnr
+        for d in results.deltas
+        if d.degradation == degradation and d.anchor in rivals
+    }
+    known = {name: gain for name, gain in means.items() if gain is not None}
+    if known:
+        rival = min(known, key=lambda name: known[name])
+        theirs = _by_image(results, degradation, rival)
+        gains: dict[str, float] = {}
+        for image in ours.keys() & theirs.keys():
+            curves = [[(s.measures.bpp, s.measures.psnr) for s in c[image]] for c in (theirs, ours)]
+            try:
+                gains[image] = bd_psnr(*curves)
+            except (ValueError, ImportError):
+                continue
+        ranked = sorted(gains, key=lambda image: (gains[image], image))
+        if len(ranked) > 1:
+            return [
+                (image, f"{word} of {first} against {rival}: {gains[image]:+.2f} dB BD-PSNR")
+                for image, word in ((ranked[-1], "best image"), (ranked[0], "worst image"))
+            ]
+    image = sorted(ours)[0]
+    return [(image, "the first image")]
+
+
+def _window(difference: NDArray[np.float64]) -> tuple[slice, slice]:
+    """The part of CROP's size where a map [H, W] has the largest absolute sum."""
+    height, width = difference.shape
+    h, w = min(CROP[1], height), min(CROP[0], width)
+    sums = np.zeros((height + 1, width + 1))
+    sums[1:, 1:] = difference.cumsum(0).cumsum(1)
+    total = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    top, left = np.unravel_index(np.abs(total).argmax(), total.shape)
+    return slice(int(top), int(top) + h), slice(int(left), int(left) + w)
+
+
+def compare(study: Study, degradation: str) -> Iterable[Comparison]:
+    """Rows of pictures for a degradation: the input, every codec near the rate of the first one's
+    middle quality, and the clean image, cropped where the first and its strongest rival differ
+    most."""
+    results = study.results
+    specs = study.applicable(degradation)
+    if not specs:
+        return
+    first, *rivals = specs
+    sigma = study.noise(degradation)
+    sources: dict[str, Source] = {source.path.name: source for source in study.sources}
+    for image, why in choose(results, degradation, first.name, [spec.name for spec in rivals]):
+        pair = study.pixels(sources[image], degradation)
+        assert pair is not None  # it was measured
+        clean, x = pair
+        height, width, _ = clean.shape
+        quality = first.qualities[(len(first.qualities) - 1) // 2]
+        coded = {first.name: (quality, study.workers[first.name].code(x, quality))}
+        for spec in rivals:
+            told = spec.told(sigma) if spec.restorer else None
+            size = len(coded[first.name][1].data)
+            coded[spec.name] = at_size(study, spec, x, told, size)
+        errors = {
+            name: ((c.decoded.astype(float) - clean) ** 2).sum(2) for name, (_, c) in coded.items()
+        }
+        rival = min(
+            (spec.name for spec in rivals), key=lambda n: errors[n].sum(), default=first.name
+        )
+        area = _window(errors[rival] - errors[first.name] if rivals else errors[first.name])
+        overview = Image.fromarray(x)
+        (top, bottom), (left, right) = ((span.start, span.stop) for span in area)
+        box = (left, top, right - 1, bottom - 1)
+        ImageDraw.Draw(overview).rectangle(box, outline=COLOURS[0], width=max(2, width // 150))
+        overview.thumbnail(CROP)
+        tiles = [Tile("input", degradation, x[area])] if degradation != "clean" else []
+        for name, (quality, c) in [*list(coded.items())[1:], (first.name, coded[first.name])]:
+            rate, distortion = bpp(len(c.data), width, height), psnr(clean, c.decoded)
+            detail = f"q {quality} · {rate:.3f} bpp · {distortion:.2f} dB"
+            tiles.append(Tile(name, detail, c.decoded[area]))
+        tiles.append(Tile("clean", "the original", clean[area]))
+        yield Comparison(image, why, np.asarray(overview), tiles)
+
+
+# --------------------------------------------------------------------------- the page
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>aic evaluate</title>
+<style>
+:root {{ --ink: #1c1d1f; --soft: #63666c; --line: #dcdee2; --paper: #fff; --wash: #f5f6f8;
+  --good: #d9efdd; --bad: #fbe0da; --ours: #d55e00; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8e9eb; --soft: #a0a4ab; --line: #3a3d43;
+  --paper: #17181a; --wash: #212327; --good: #1f4029; --bad: #51271d; --ours: #ff8a3d; }} }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 86rem; color: var(--ink);
+  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }}
+h1 {{ font-size: 1.7rem; margin: 0; }}  h2 {{ margin: 3rem 0 .5rem; font-size: 1.35rem; }}
+p, li {{ max-width: 60rem; }}  .soft, figcaption, summary {{ color: var(--soft); }}
+code, pre {{ font: .87em ui-monospace, monospace; }}
+pre {{ background: var(--wash); padding: .7rem 1rem; border-radius: .4rem; overflow-x: auto; }}
+nav a {{ margin-right: 1rem; }}  a {{ color: inherit; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }}
+th {{ font-weight: 600; }}  th:first-child, td:first-child {{ text-align: left; }}
+td.good {{ background: var(--good); }}  td.bad {{ background: var(--bad); }}
+.plot {{ width: 100%; max-width: 62rem; background: #fff; border-radius: .4rem; }}
+.row {{ display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: .9rem;
+  margin: .5rem 0 2rem; }}
+@media (max-width: 50rem) {{ .row {{ grid-template-columns: repeat(2, 1fr); }} }}
+figure {{ margin: 0; position: relative; }}
+figure .crop {{ position: relative; background: var(--wash); border-radius: .3rem; overflow: hidden; }}
+figure img {{ display: block; width: 100%; image-rendering: auto; }}
+figure .clean {{ position: absolute; inset: 0; opacity: 0; }}
+figure:hover .clean {{ opacity: 1; }}
+figcaption {{ font-size: .85rem; line-height: 1.35; padding-top: .3rem; }}
+figcaption b {{ color: var(--ink); }}  figure.ours .crop {{ outline: 3px solid var(--ours); }}
+</style></head><body>
+<h1>{title}</h1>
+<p class="soft">{subtitle}</p>
+<pre>{command}</pre>
+<nav>{links}</nav>
+<h2>{first} against every other codec</h2>
+<p>BD-rate: bits that {first} needs for equal PSNR, in percent of the other codec's, negative is better.
+BD-PSNR: dB at equal bits, positive is better. A dash where the curves share no quality or no rate, and
+nothing can be said. PSNR is always against the clean image.</p>
+<div class="scroll">{summary}</div>
+{failures}
+{sections}
+<h2>How this was measured</h2>
+<p>Rates are those of whole files, distortions those of decoded pixels in 8 bits; means over the same
+images for every codec. Seconds are for coding alone, with programs loaded and pixels in memory, on
+{system}. Memory is the largest resident size of the codec's own process, Python included. Edges is how
+well the edges that a Canny detector finds in the decoded picture agree with those of the clean one
+(F-measure, 0 to 1). Of pictures side by side, each codec has the quality whose file comes nearest in
+size to that of {first}; they are cropped where {first} and its best rival differ most. Hold the pointer
+over a picture to see the clean one.</p>
+<ul>{codecs}</ul>
+</body></html>
+"""
+
+
+def _data_uri(x: Pixels | bytes, kind: str = "webp") -> str:
+    if not isinstance(x, bytes):
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(x)).save(file, "WEBP", lossless=True, quality=60)
+        x = file.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(x).decode()}"
+
+
+def _html_table(rows: Sequence[Sequence[str]], classes: Sequence[Sequence[str]] = ()) -> str:
+    def cells(row: Sequence[str], tag: str, kinds: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{f' class={kind}' if kind else ''}>{escape(cell)}</{tag}>"
+            for cell, kind in zip(row, kinds, strict=True)
+        )
+
+    none = [""] * len(rows[0])
+    body = "".join(
+        f"<tr>{cells(row, 'td', classes[i] if classes else none)}</tr>"
+        for i, row in enumerate(rows[1:])
+    )
+    return f"<table><tr>{cells(rows[0], 'th', none)}</tr>{body}</table>"
+
+
+def _summary(deltas: Sequence[Delta]) -> str:
+    """A table: degradations down, the other codecs across."""
+    anchors = list(dict.fromkeys(delta.anchor for delta in deltas))
+    found = {(delta.degradation, delta.anchor): delta for delta in deltas}
+    rows, classes = [["degradation", *anchors]], []
+    for degradation in dict.fromkeys(delta.degradation for delta in deltas):
+        row, kinds = [degradation], [""]
+        for anchor in anchors:
+            delta = found.get((degradation, anchor))
+            rate, gain = (delta.bd_rate, delta.bd_psnr) if delta else (None, None)
+            parts = [
+                "–" if rate is None else f"{rate:+.1f} %",
+                "–" if gain is None else f"{gain:+.2f} dB",
+            ]
+            row.append(" / ".join(parts) if delta else "")
+            better = -rate if gain is None and rate is not None else gain
+            kinds.append("" if better is None else "good" if better > 0 else "bad")
+        rows.append(row)
+        classes.append(kinds)
+    return _html_table(rows, classes) if len(rows) > 1 else "<p>Nothing to compare with.</p>"
+
+
+def _row(comparison: Comparison, ours: str) -> str:
+    clean = _data_uri(comparison.tiles[-1].crop)
+    overview = (
+        f'<figure><div class="crop"><img src="{_data_uri(comparison.overview)}" alt=""></div>'
+        f"<figcaption><b>{escape(comparison.image)}</b><br>{escape(comparison.why)}</figcaption></figure>"
+    )
+    tiles = "".join(
+        f'<figure{" class=ours" if tile.title == ours else ""}><div class="crop">'
+        f'<img src="{_data_uri(tile.crop)}" alt="{escape(tile.title)}">'
+        f'<img class="clean" src="{clean}" alt=""></div>'
+        f"<figcaption><b>{escape(tile.title)}</b><br>{escape(tile.detail)}</figcaption></figure>"
+        for tile in comparison.tiles
+    )
+    columns = 4 if len(comparison.tiles) > 5 else 3
+    return f'<div class="row" style="--columns: {columns}">{overview}{tiles}</div>'
+
+
+def write_report(
+    study: Study, folder: Path, command: str, advance: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Write results.json, results.csv, report.html and, where matplotlib is installed, rd-NAME.png and
+    rd-NAME.svg of every degradation into a folder, which is made. Pictures are coded once more;
+    `advance` is called after those of every degradation. Gives notes on what could not be shown.
+    OSError where it cannot be written."""
+    results = study.results
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"command": command, **results.to_dict()}
+    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    (folder / "results.csv").write_text(as_csv(results), "utf-8")
+    notes, sections, links = [], [], []
+    order = list(dict.fromkeys(curve.codec for curve in results.curves))
+    first = study.specs[0].name if study.specs else "nothing"
+    for degradation in study.degradations:
+        curves = [curve for curve in results.curves if curve.degradation == degradation]
+        if not curves:
+            continue
+        name = "".join(c if c.isalnum() or c in "-.+" else "-" for c in degradation)
+        title = f"{degradation}, means over {curves[0].images} images"
+        parts = [f'<h2 id="{name}">{escape(degradation)}</h2>']
+        try:
+            figure = plot(curves, title, order)
+            (folder / f"rd-{name}.png").write_bytes(_rendered(figure, "png"))
+            svg = _rendered(figure, "svg")
+            (folder / f"rd-{name}.svg").write_bytes(svg)
+            alt = f"PSNR and MS-SSIM over bits per pixel, {degradation}"
+            parts.append(
+                f'<img class="plot" src="{_data_uri(svg, "svg+xml")}" alt="{escape(alt)}">'
+            )
+        except ImportError:
+            notes.append("plots need: pip install 'aiocodec[evaluate]'")
+        table = [row[1:] for row in points_table(curves)]
+        parts.append(
+            f'<details><summary>All figures</summary><div class="scroll">{_html_table(table)}</div></details>'
+        )
+        try:
+            parts += [_row(comparison, first) for comparison in compare(study, degradation)]
+        except AicError as error:
+            notes.append(f"the pictures of {degradation} are missing: {error}")
+        sections.append("\n".join(parts))
+        links.append(f'<a href="#{name}">{escape(degradation)}</a>')
+        advance()
+    system = results.to_dict()["system"]
+    failures = "".join(
+        f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in results.failures
+    )
+    page = PAGE.format(
+        title="Codecs side by side",
+        subtitle=f"aiocodec {__version__}, {len(study.sources)} images",
+        command=escape(command),
+        links="".join(links),
+        first=escape(first),
+        summary=_summary(results.deltas),
+        failures=f"<h2>Left out</h2><ul>{failures}</ul>" if failures else "",
+        sections="\n".join(sections),
+        system=escape(
+            f"{system['processor']} ({system['cores']} cores), {system['platform']}, Python "
+            f"{system['python']}, PyTorch {system['torch']}, Pillow {system['pillow']}"
+        ),
+        codecs="".join(f"<li><code>{escape(what)}</code></li>" for what in results.codecs.values()),
+    )
+    (folder / "report.html").write_text(page, "utf-8")
+    return list(dict.fromkeys(notes))
