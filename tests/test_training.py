@@ -149,6 +149,17 @@ def test_a_checkpoint_of_another_model_is_refused(folder, tmp_path):
         train(folder, tmp_path, config=replace(QUICK, optimiser="soap"), start=Model(TINY))
 
 
+def test_weights_that_this_version_does_not_build_are_refused(tmp_path):
+    run = Run.create(Model(TINY), QUICK)
+    run.save(tmp_path / "checkpoint.pt")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    name = next(name for name, tensor in state["average"].items() if tensor.ndim == 4)
+    state["average"][name] = state["average"][name][:1]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(TrainingError, match="another network"):
+        load_weights(tmp_path)
+
+
 def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
     Run.create(Model(TINY), QUICK).save(checkpoint)

@@ -237,8 +237,8 @@ def load_weights(source: Path, annealed: bool = False) -> Model:
     """The averaged weights of a run as a float model: from its checkpoint.pt, from its folder, or,
     where the folder has no checkpoint, from the weights-N.safetensors in it.
 
-    Raises TrainingError where there are none, or not all, or where they are damaged, and with
-    `annealed` where the run has not come to its end.
+    Raises TrainingError where there are none, or not all, where they are damaged or those of a network
+    that this version does not build, and with `annealed` where the run has not come to its end.
     """
     checkpoint = source / "checkpoint.pt" if source.is_dir() else source
     if checkpoint.exists():
@@ -252,7 +252,10 @@ def load_weights(source: Path, annealed: bool = False) -> Model:
             f"the run in {source} is at {progress:.0%}, its learning rate not yet zero"
         )
     model = Model(ModelConfig.from_dict(config))
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise TrainingError(f"the weights in {source} are those of another network") from None
     return model.eval().requires_grad_(False)
 
 
@@ -449,10 +452,10 @@ def train(
     With `stop_minutes` this call ends after so many minutes of optimisation, whatever is left of the
     budget, by which the learning rate goes. `report` gets every row of the log.
 
-    Raises ImageError for a folder without images of the size of the patches, LimitError where not even one patch fits into
-    memory, Diverged after twenty skipped steps in a row, TrainingError for a checkpoint of another
-    model; the last checkpoint stays good. SIGINT and SIGTERM during a step take effect after it, with
-    a checkpoint.
+    Raises ImageError for a folder without images of the size of the patches, LimitError where not
+    even one patch fits into memory, Diverged after twenty skipped steps in a row, TrainingError for a
+    checkpoint of another model; the last checkpoint stays good. SIGINT and SIGTERM during a step take
+    effect after it, with a checkpoint.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
