@@ -182,6 +182,17 @@ def say(*lines: str, err: bool = False) -> None:
             raise OutputError(f"stdout cannot be written: {fault.strerror}") from None
 
 
+def emit(text: str) -> None:
+    """Write data to stdout as it is."""
+    if sys.stdout is None:
+        raise OutputError("stdout is closed")
+    try:
+        click.echo(text, nl=False)
+    except OSError as fault:
+        abandon(sys.stdout)
+        raise OutputError(f"stdout cannot be written: {fault.strerror}") from None
+
+
 def abandon(stream: IO[str] | None) -> None:
     """Let what a broken stream still buffers go nowhere: the interpreter would try to write it once
     more at its end, and complain."""
@@ -733,32 +744,36 @@ def evaluate(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    try:
+    with study:
         if not study.specs:
             raise BatchError("; ".join(": ".join(failure) for failure in study.results.failures))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)  # an error now, not after hours
         hidden = quiet or sys.stderr is None or not sys.stderr.isatty()
-        steps = len(study) + (len(study.degradations) if out else 0)
-        with click.progressbar(length=steps, file=sys.stderr, show_pos=True, hidden=hidden) as bar:
-            results = study.run(bar.update)
-            if out is not None:
-                study.notes += write_report(study, out, command_line(), lambda: bar.update(1))
-    finally:
-        study.close()
-    if as_json:
-        say(json.dumps(results.to_dict()))
-    elif csv:
-        say(*as_csv(results).splitlines())
-    else:
-        say(*aligned(points_table(results.curves), left=2))
-        if results.deltas:
-            say("", *aligned(deltas_table(results.deltas), left=3))
+        bar = functools.partial(
+            click.progressbar, file=sys.stderr, show_pos=True, hidden=hidden, width=24
+        )
+        with bar(length=len(study), label="coding") as files:
+            results = study.run(files.update)
+        if as_json:
+            emit(json.dumps(results.to_dict()) + "\n")
+        elif csv:
+            emit(as_csv(results))
+        else:
+            say(*aligned(points_table(results.curves), left=2))
+            if results.deltas:
+                say("", *aligned(deltas_table(results.deltas), left=3))
+        if out is not None:
+            with bar(length=len(study.degradations), label="report") as parts:
+                study.notes += write_report(study, out, command_line(), lambda: parts.update(1))
     if not quiet:
-        for note in study.notes:
+        for note in dict.fromkeys(study.notes):
             say(f"aic: {note}", err=True)
     for what, why in results.failures:
         say(f"aic: {what}: {why}", err=True)
     if results.failures:
-        raise BatchError(f"{len(results.failures)} left out, the rest is done")
+        rest = "the rest is done" if results.curves else "nothing could be compared"
+        raise BatchError(f"{len(results.failures)} left out, {rest}")
 
 
 def command_line() -> str:

@@ -46,26 +46,31 @@ def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
     if min(a.shape[:2]) < MS_SSIM_SIDE:
         return None
     taps = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
-    taps = (taps / taps.sum()).expand(15, 1, 11)
+    taps = (taps / taps.sum()).expand(5, 1, 11)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
     def blur(x: "torch.Tensor") -> "torch.Tensor":
-        return F.conv2d(F.conv2d(x, taps[..., None], groups=15), taps[:, :, None], groups=15)
+        return F.conv2d(F.conv2d(x, taps[..., None], groups=5), taps[:, :, None], groups=5)
 
-    x, y = (
-        torch.from_numpy(np.ascontiguousarray(i.transpose(2, 0, 1)))[None].float() for i in (a, b)
+    def similarity(x: "torch.Tensor", y: "torch.Tensor") -> float:
+        """Of one channel, [1, 1, H, W]: a channel at a time, for the sake of memory."""
+        product = 1.0
+        for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+            mean_x, mean_y, xx, yy, xy = blur(torch.cat([x, y, x * x, y * y, x * y], 1)).split(1, 1)
+            variances = xx - mean_x**2 + yy - mean_y**2
+            part = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
+            if scale == len(MS_SSIM_WEIGHTS) - 1:  # luminance counts at the coarsest scale only
+                part = part * (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+            product *= max(float(part.mean()), 0.0) ** weight
+            odd = [side % 2 for side in x.shape[2:]]  # padded as pytorch-msssim does
+            x, y = F.avg_pool2d(x, 2, padding=odd), F.avg_pool2d(y, 2, padding=odd)
+        return product
+
+    channels = (
+        [torch.from_numpy(image[None, None, :, :, c].astype(np.float32)) for image in (a, b)]
+        for c in range(3)
     )
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = torch.ones(3)
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        mean_x, mean_y, xx, yy, xy = blur(torch.cat([x, y, x * x, y * y, x * y], 1)).split(3, 1)
-        variances = xx - mean_x**2 + yy - mean_y**2
-        part = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
-        if scale == len(MS_SSIM_WEIGHTS) - 1:  # luminance counts at the coarsest scale only
-            part = part * (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-        similarity *= part.mean((0, 2, 3)).clamp(min=0) ** weight
-        odd = [side % 2 for side in x.shape[2:]]  # padded as pytorch-msssim does
-        x, y = F.avg_pool2d(x, 2, padding=odd), F.avg_pool2d(y, 2, padding=odd)
-    return float(similarity.mean())
+    return sum(similarity(x, y) for x, y in channels) / 3
 
 
 def edge_agreement(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
@@ -87,7 +92,7 @@ def edge_agreement(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _curve(points: Points) -> "Curve":
+def _curve(points: Points) -> "_Curve":
     """log10 of the rates and the qualities of the points that anyone would choose: none has another
     that is at least as good and not larger. Both strictly grow."""
     chosen: list[tuple[float, float]] = []
@@ -95,24 +100,24 @@ def _curve(points: Points) -> "Curve":
         if math.isfinite(quality) and rate > 0 and (not chosen or quality > chosen[-1][1]):
             chosen.append((rate, quality))
     if len(chosen) < 2:
-        raise ValueError("a curve needs two points of growing quality")
+        raise ValueError("fewer than two points of growing quality")
     return np.log10([rate for rate, _ in chosen]), np.array([quality for _, quality in chosen])
 
 
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # abscissae, strictly growing; ordinates
+_Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # abscissae, strictly growing; ordinates
 
 
 MIN_OVERLAP = 0.25  # of the shorter curve, that two must share before anything is said of them
 
 
-def _overlap(a: Curve, b: Curve, what: str) -> tuple[float, float]:
+def _overlap(a: _Curve, b: _Curve, what: str) -> tuple[float, float]:
     low, high = float(max(a[0][0], b[0][0])), float(min(a[0][-1], b[0][-1]))
     if high - low < MIN_OVERLAP * min(float(curve[0][-1] - curve[0][0]) for curve in (a, b)):
-        raise ValueError(f"the curves have too little {what} in common")
+        raise ValueError(f"too little {what} in common")
     return low, high
 
 
-def _mean_difference(anchor: Curve, test: Curve, what: str) -> float:
+def _mean_difference(anchor: _Curve, test: _Curve, what: str) -> float:
     """The mean of test - anchor where they overlap, each interpolated by PCHIP."""
     from scipy.interpolate import PchipInterpolator as Pchip
 

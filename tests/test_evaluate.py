@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -19,7 +20,7 @@ from aiocodec.errors import AicError, ImageError
 from aiocodec.evaluate import codecs as codecs_module
 from aiocodec.evaluate import study as study_module
 from aiocodec.evaluate.codecs import CodecSpec, Coder, Worker, code
-from aiocodec.evaluate.report import as_csv, at_size, choose, write_report
+from aiocodec.evaluate.report import as_csv, at_size, choose, compare, write_report
 from aiocodec.evaluate.study import (
     Curve,
     Measures,
@@ -135,9 +136,38 @@ def test_wrong_arguments(folder, options, words):
         Study(folder, **options)
 
 
-def test_folders_of_one_name_are_refused(folder):
+def test_folders_of_one_name_are_told_apart(folder, tmp_path):
+    paths = [tmp_path / parent / "input" for parent in ("light", "heavy")]
+    for path in paths:
+        path.mkdir(parents=True)
     with pytest.raises(ValueError, match="two degradations"):
-        Study(folder, degraded=[folder], degradations=["clean"])
+        Study(folder, degraded=[paths[0], paths[0]])
+    study = Study(folder, degraded=[*paths, folder], degradations=["clean"])
+    assert study.degradations == ("light/input", "heavy/input", f"{tmp_path.name}/clean", "clean")
+    assert [study.is_clean(name) for name in study.degradations] == [False, False, False, True]
+    study.close()
+
+
+def test_hidden_files_and_folders_are_no_images(folder):
+    (folder / "._a.png").write_bytes(b"from another system")
+    (folder / "A.png").mkdir()
+    study = Study(folder)
+    assert [source.path.name for source in study.sources] == ["a.png", "b.png", "c.png"]
+    study.close()
+
+
+def test_ambiguous_names_are_no_pairs(folder, tmp_path):
+    spoiled = tmp_path / "spoiled"
+    spoiled.mkdir()
+    Image.open(folder / "a.png").save(folder / "a.bmp")
+    Image.open(folder / "a.png").save(spoiled / "a.webp")
+    Image.open(folder / "b.png").save(spoiled / "b.png")
+    Image.open(folder / "b.png").save(spoiled / "b.webp")
+    study = Study(folder, degraded=[spoiled])
+    study.close()
+    whats = {what for what, _ in study.results.failures}
+    lost = {str(spoiled / "a.webp"), str(spoiled / "b.webp")}
+    assert whats == {"a.bmp", "a.png", "c.png", *lost}  # b.png has its very name
 
 
 def test_an_empty_folder(tmp_path):
@@ -221,12 +251,30 @@ def test_one_restoration_serves_all_qualities(photo, monkeypatch):
 
 
 def test_deltas(folder, run):
-    results = run(folder, codecs=["webp", "jpeg", "jpeg@10"][:2])
+    results = run(folder, codecs=["webp", "jpeg"])
     (delta,) = results.deltas
     assert (delta.codec, delta.anchor) == ("webp", "jpeg")
     assert delta.bd_rate < 0 < delta.bd_psnr and delta.overlap[0] < delta.overlap[1]
     far = run(folder, codecs=["webp@1,5", "jpeg@97,99"])
     assert far.deltas[0].bd_rate is far.deltas[0].bd_psnr is far.deltas[0].overlap is None
+    assert "in common" in far.deltas[0].reason
+    lone = run(folder, codecs=["webp@1,50", "jpeg@50"])
+    assert "two points" in lone.deltas[0].reason
+
+
+def test_the_reference_is_the_first_codec_or_none(folder, run):
+    """A cascade cannot be run on clean images; nobody takes its place."""
+    study = Study(folder, degradations=["clean", "noise:50"], codecs=["nlm+webp", "webp", "jpeg"])
+    results = study.run()
+    study.close()
+    assert {(d.degradation, d.codec) for d in results.deltas} == {("noise:50", "nlm+webp")}
+    assert any("nlm+webp has no curve for clean" in note for note in study.notes)
+    assert any("nlm+webp is left out of clean" in note for note in study.notes)
+
+
+def test_nothing_to_do(folder):
+    with pytest.raises(ValueError, match="unknown noise"):
+        Study(folder, codecs=["nlm+webp"])
 
 
 def test_identical_pixels_are_no_number_in_json(tmp_path, run):
@@ -238,6 +286,17 @@ def test_identical_pixels_are_no_number_in_json(tmp_path, run):
     (curve,) = read_curves(tmp_path / "r.json")
     assert curve == results.curves[0]  # None, where psnr is expected, is infinite again
     assert curve.points[0][1].ms_ssim is None  # 32 pixels have no five scales
+
+
+def test_what_means_cannot_tell_is_noted(tmp_path, photo):
+    Image.new("RGB", (200, 200), (128, 128, 128)).save(tmp_path / "flat.png")
+    Image.fromarray(photo.rgb[:100, :100]).save(tmp_path / "small.png")
+    with Study(tmp_path, codecs=["jpeg@50"]) as study:
+        study.run()
+    assert study.notes == [
+        "flat.png lost nothing to jpeg@50, so that mean PSNRs are infinite",
+        "small.png is too small for MS-SSIM, its means are unknown",
+    ]
 
 
 # --------------------------------------------------------------------------- what goes wrong
@@ -293,8 +352,37 @@ def test_missing_restorers_are_a_note_unless_asked_for(folder, monkeypatch):
     )
     study = Study(folder, degradations=["noise:25"])
     assert not study.results.failures and "aiocodec[evaluate]" in study.notes[0]
+    study.close()
     study = Study(folder, degradations=["noise:25"], codecs=["jpeg", "nlm+jpeg"])
     assert study.results.failures[0][0] == "nlm+jpeg"
+    study.close()
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("can't allocate memory")])
+def test_too_little_memory_for_one_image(folder, run, monkeypatch, fault):
+    measure = study_module.ms_ssim
+    images = []
+
+    def fail_once(clean, decoded):
+        images.append(clean)
+        if len(images) == 2:
+            raise fault
+        return measure(clean, decoded)
+
+    monkeypatch.setattr(study_module, "ms_ssim", fail_once)
+    results = run(folder, codecs=["jpeg@30"])
+    assert results.failures == [("b.png, clean, jpeg@30", "not enough memory")]
+    assert results.curves[0].images == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode elsewhere")
+def test_names_that_are_no_utf_8(folder, tmp_path):
+    os.rename(os.fsencode(folder / "b.png"), os.fsencode(folder) + b"/\xff.png")
+    with Study(folder, codecs=["jpeg@30,60"]) as study:
+        results = study.run()
+        write_report(study, tmp_path / "out", "aic")
+    assert len(results.curves[0].points) == 2 and results.curves[0].images == 3
+    assert read_curves(tmp_path / "out" / "results.json") == results.curves
 
 
 def test_means_are_over_the_same_images(folder, run, monkeypatch):
@@ -421,7 +509,33 @@ def test_curves_by_hand(folder, tmp_path, run):
     assert results.deltas[0].anchor == "VTM" and results.deltas[0].bd_rate is not None
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"curves": [{}]}', '{"curves": 3}', "\x00"])
+def test_earlier_results_of_the_same_codecs_keep_apart(folder, tmp_path, run):
+    before = run(folder, degradations=["clean", "noise:9"], codecs=["jpeg@20,60,80", "webp@20,60"])
+    with Study(folder, codecs=["jpeg@30,70", "webp@20,60"], against=before.curves) as study:
+        results = study.run()
+        write_report(study, tmp_path / "out", "aic")
+    names = [curve.codec for curve in results.curves]
+    assert names == ["jpeg", "webp", "jpeg before"]  # that of webp has not changed
+    assert [d.anchor for d in results.deltas] == ["webp", "jpeg before"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<th>jpeg before</th>") == 1
+    assert "earlier results for noise:9 are not used" in study.notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"curves": [{}]}', '{"curves": 3}', "\x00"]
+    + [
+        json.dumps({"curves": [{"degradation": "clean", "codec": c, "images": 3, "points": [p]}]})
+        for c, p in (
+            ("x", {"psnr": 30}),
+            ("x", {"bpp": 1}),
+            ("x", {"bpp": "1", "psnr": 30}),
+            ("x", {"bpp": 1, "psnr": 30, "ms_ssim": "y"}),
+            (3, {"bpp": 1, "psnr": 30}),
+        )
+    ],
+)
 def test_files_that_hold_no_results(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
@@ -480,6 +594,56 @@ def test_report(folder, tmp_path):
     assert files["results.csv"].decode().splitlines() == lines
     assert len(lines) == 1 + 3 * 2 * 8
     assert lines[0].startswith("image,degradation,codec,quality,bpp,psnr,ms_ssim,edges,")
+
+
+def test_pictures_are_those_of_the_table(folder):
+    """A cascade first: its picture is restored, the others have nearly its size."""
+    codecs = ["nlm+webp@20,60,80", "webp@1,20,60", "nlm+jpeg@10,30,60"]
+    with Study(folder, degradations=["noise:50"], codecs=codecs) as study:
+        results = study.run()
+        rows = list(compare(study, "noise:50"))
+    assert [row.why.split()[0] for row in rows] == ["best", "worst"]
+    for row in rows:
+        assert [tile.title for tile in row.tiles] == [
+            "input",
+            "webp",
+            "nlm+jpeg",
+            "nlm+webp",
+            "clean",
+        ]
+        (ours,) = (
+            s.measures
+            for s in results.samples
+            if (s.image, s.codec, s.quality) == (row.image, "nlm+webp", 60)
+        )
+        assert row.tiles[3].detail == f"q 60 \u00b7 {ours.bpp:.3f} bpp \u00b7 {ours.psnr:.2f} dB"
+        clean = read((folder / row.image).read_bytes()).rgb
+        assert row.tiles[-1].crop.shape == (HEIGHT, WIDTH, 3)  # the image is smaller than a crop
+        assert np.array_equal(row.tiles[-1].crop, clean)
+        for tile in row.tiles[1:3]:
+            rate = float(re.search(r"([\d.]+) bpp", tile.detail)[1])
+            assert 0.6 < rate / ours.bpp < 1.6  # webp has few sizes on so noisy an image
+
+
+def test_odd_names_in_reports(folder, tmp_path):
+    """Mathematics, glyphs that a font lacks, two names that give one file name."""
+    spoiled = []
+    for name in ("x$\\frac$", "\u96e8", "noise-25"):
+        spoiled.append(tmp_path / name)
+        spoiled[-1].mkdir()
+        for path in folder.iterdir():
+            (spoiled[-1] / path.name).write_bytes(path.read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Study(
+            folder, degraded=spoiled, degradations=["noise:25"], codecs=["jpeg@20,60"]
+        ) as study:
+            study.run()
+            assert not write_report(study, tmp_path / "out", "aic")
+    assert len(list((tmp_path / "out").glob("rd-*.svg"))) == 4
+    page = (tmp_path / "out" / "report.html").read_text()
+    links = re.findall(r'href="#([^"]+)"', page)
+    assert len(set(links)) == 4 and set(links) == set(re.findall(r'h2 id="([^"]+)"', page))
 
 
 def test_pictures_have_nearly_equal_sizes(folder):
@@ -547,32 +711,43 @@ def test_command(folder, tmp_path):
     (folder / "b.png").write_bytes(b"")
     done = aic(*command[:-2], "--json", "--no-cache", env=environment)
     assert done.returncode == 8
-    assert done.stderr == "aic: b.png: the input is empty\naic: 1 left out, the rest is done\n"
+    assert done.stderr.splitlines() == [
+        "aic: clean: means over 2 of 3 images",
+        "aic: b.png: the input is empty",
+        "aic: 1 left out, the rest is done",
+    ]
     document = json.loads(done.stdout)
     assert document["curves"][0]["images"] == 2
     assert document["failures"] == [{"what": "b.png", "error": "the input is empty"}]
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "words"),
     [
-        ["--codec", "gif"],
-        ["--degrade", "fog"],
-        ["--json", "--csv"],
-        ["--cache", "x", "--no-cache"],
-        ["--every", "0"],
-        ["--against", "missing.json"],
-        ["--against", "setup.cfg"],
-        ["--degraded", "missing"],
+        ("--codec gif", "no codec is called 'gif'"),
+        ("--degrade fog", "no degradation is called 'fog'"),
+        ("--json --csv", "--json or --csv"),
+        ("--cache x --no-cache", "--cache or --no-cache"),
+        ("--every 0", "--every"),
+        ("--against missing.json", "does not exist"),
+        ("--against {folder}/a.png", "no results"),
+        ("--degraded missing", "does not exist"),
+        ("--codec nlm+webp", "nothing to do"),
     ],
 )
-def test_wrong_usage(folder, arguments):
+def test_wrong_usage(folder, arguments, words):
     from click.testing import CliRunner
 
     from aiocodec.cli import cli
 
+    arguments = arguments.format(folder=folder).split()
     result = CliRunner().invoke(cli, ["evaluate", str(folder), *arguments])
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == 2 and words in result.output
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_first(folder):
+    done = aic(folder, "--codec", "jpeg", "--no-cache", "--out", folder / "a.png" / "x")
+    assert (done.returncode, done.stdout) == (7, "")
 
 
 def test_csv(folder):

@@ -13,16 +13,16 @@ import functools
 import importlib.util
 import io
 import math
-import multiprocessing
+import os
+import pickle
 import re
-import signal
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,7 +170,7 @@ def _aic_digest(model: str | None) -> str:
     name = model or manifest.models[0]
     digest = sha256(torch.__version__.encode())
     for path in sorted(Path(__file__).parent.parent.glob("*.py")):
-        if path.stem not in ("cli", "metrics"):
+        if path.stem != "cli":
             digest.update(path.read_bytes())
     return f"{name}, weights {manifest.digest(name)[:16]}, code {digest.hexdigest()[:16]}"
 
@@ -215,9 +215,12 @@ class Coder:
             )
             self.decode: Callable[[bytes], Pixels] = lambda data: codec.decode(data).rgb
         else:
-            from PIL import Image
+            from PIL import AvifImagePlugin, Image
 
             format, options = PILLOW[spec.codec]
+            Image.MAX_IMAGE_PIXELS = None  # the files are our own
+            if threads is not None:
+                AvifImagePlugin.DEFAULT_MAX_THREADS = threads
 
             def encode(x: Pixels, quality: int) -> bytes:
                 file = io.BytesIO()
@@ -307,29 +310,38 @@ def _peak_mib() -> float | None:
 # --------------------------------------------------------------------------- processes
 
 
-def _serve(pipe: Connection, spec: CodecSpec, device: str, threads: int | None) -> None:
-    """The life of a codec's process: answers requests until the pipe closes."""
+def serve() -> None:
+    """The life of a codec's process: answers what comes on stdin until that closes. What libraries
+    print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def answer(value: object) -> None:
+        pickle.dump(value, answers)
+        answers.flush()
+
     with suppress(EOFError, OSError):
         try:
-            coder = Coder(spec, device, threads)
+            coder = Coder(*pickle.load(sys.stdin.buffer))
         except Exception as fault:
-            pipe.send(_portable(fault))
+            answer(_portable(fault))
             return
-        pipe.send(None)
+        answer(None)
         while True:
-            request = pipe.recv()
+            request = pickle.load(sys.stdin.buffer)
             try:
-                pipe.send(code(coder, *request))
+                answer(code(coder, *request))
             except Exception as fault:
-                pipe.send(_portable(fault))
+                answer(_portable(fault))
 
 
 def _portable(fault: Exception) -> AicError:
     """An error that every process can unpickle."""
     if isinstance(fault, AicError):
         return fault
-    text = " ".join(str(fault).split())[:200]
-    return AicError(f"{type(fault).__name__}: {text}" if text else type(fault).__name__)
+    if isinstance(fault, MemoryError):
+        return AicError("not enough memory")
+    return AicError(" ".join(str(fault).split())[:200] or type(fault).__name__)
 
 
 class Worker:
@@ -337,50 +349,48 @@ class Worker:
 
     def __init__(self, spec: CodecSpec, device: str = "auto", threads: int | None = None) -> None:
         self._arguments = spec, device, threads
-        self._process: Any = None
-        self._pipe: Connection | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def code(self, x: Pixels, quality: int, sigma: float | None = None) -> Coded:
         """As `code`, over there. Raises CodecMissing where the codec cannot be set up, the AicError
         that came back, or one that says that the process died."""
-        try:
-            if self._pipe is None:
-                self._start()
-            assert self._pipe is not None
-            self._pipe.send((x, quality, sigma))
-            answer = self._pipe.recv()
-        except (EOFError, OSError):
-            self.close()
-            raise AicError("its process died, perhaps for want of memory") from None
+        if self._process is None:
+            self._start()
+        answer = self._ask((x, quality, sigma))
         if isinstance(answer, AicError):
             raise answer
         return answer
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(other, *self._arguments), daemon=True, name="aic evaluate"
-        )
-        # The terminal's Ctrl-C is for the parent alone, and a child inherits that it is ignored.
-        main = threading.current_thread() is threading.main_thread()
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    def _ask(self, request: object) -> Any:
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
         try:
-            self._process.start()
-        finally:
-            if main:
-                signal.signal(signal.SIGINT, handler)
-        other.close()
-        fault = self._pipe.recv()
+            pickle.dump(request, process.stdin)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self.close()
+            raise AicError("its process died, perhaps for want of memory") from None
+
+    def _start(self) -> None:
+        script = "import sys; sys.path[:] = {!r}; from {} import serve; serve()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", script.format(sys.path, __name__)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+        )
+        fault = self._ask(self._arguments)
         if fault is not None:
             self.close()
             raise CodecMissing(str(fault))
 
     def close(self) -> None:
         """End the process."""
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None:
-            self._process.terminate()
-            self._process.join()
-        self._pipe = self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):  # what was still to be written
+                    pipe.close()  # type: ignore[union-attr]
+            process.wait()

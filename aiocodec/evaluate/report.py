@@ -6,19 +6,20 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, features
 
 from aiocodec import __version__
 from aiocodec.errors import AicError
 from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels
-from aiocodec.evaluate.study import Curve, Delta, Measures, Results, Sample, Source, Study
+from aiocodec.evaluate.study import NO_EXTRA, Curve, Delta, Measures, Results, Sample, Study
 from aiocodec.metrics import bd_psnr, bpp, psnr
 
 CROP = (320, 216)  # width and height of the pictures side by side, in pixels
@@ -31,11 +32,16 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 
 def points_table(curves: Sequence[Curve]) -> list[list[str]]:
     """Rows of text, a head first: a row per degradation, codec and quality."""
-    head = "degradation codec q bpp PSNR MS-SSIM edges enc_s dec_s enc_CPU_s dec_CPU_s peak_MiB"
+    head = (
+        "degradation codec q images bpp PSNR MS-SSIM edges enc_s dec_s enc_CPU_s dec_CPU_s peak_MiB"
+    )
     rows = [[title.replace("_", " ") for title in head.split()]]
 
     def text(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
+
+    def seconds(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}" if value >= 0.01 else f"{value:.5f}"
 
     for curve in curves:
         for quality, m in curve.points:
@@ -44,14 +50,15 @@ def points_table(curves: Sequence[Curve]) -> list[list[str]]:
                     curve.degradation,
                     curve.codec,
                     str(quality),
+                    str(curve.images),
                     text(m.bpp, 4),
                     text(m.psnr, 3),
                     text(m.ms_ssim, 4),
                     text(m.edges, 3),
-                    text(m.encode_seconds, 3),
-                    text(m.decode_seconds, 3),
-                    text(m.encode_cpu_seconds, 3),
-                    text(m.decode_cpu_seconds, 3),
+                    seconds(m.encode_seconds),
+                    seconds(m.decode_seconds),
+                    seconds(m.encode_cpu_seconds),
+                    seconds(m.decode_cpu_seconds),
                     text(m.peak_mib, 0),
                 ]
             )
@@ -59,11 +66,14 @@ def points_table(curves: Sequence[Curve]) -> list[list[str]]:
 
 
 def deltas_table(deltas: Sequence[Delta]) -> list[list[str]]:
-    """Rows of text, a head first: a row per degradation and codec that the first is compared with."""
-    rows = [["degradation", "codec", "against", "BD-rate", "BD-PSNR", "BD-rate MS-SSIM", "over"]]
+    """Rows of text, a head first: a row per degradation and codec that the reference is compared
+    with."""
+    rows = [
+        ["degradation", "codec", "against", "BD-rate", "BD-PSNR", "BD-rate MS-SSIM", "over PSNR"]
+    ]
 
-    def text(value: float | None, form: str) -> str:
-        return "no overlap" if value is None else format(value, form)
+    def text(value: float | None, form: str, unit: str) -> str:
+        return "-" if value is None else f"{value:{form}} {unit}"
 
     for d in deltas:
         rows.append(
@@ -71,10 +81,10 @@ def deltas_table(deltas: Sequence[Delta]) -> list[list[str]]:
                 d.degradation,
                 d.codec,
                 d.anchor,
-                text(d.bd_rate, "+.1f") + (" %" if d.bd_rate is not None else ""),
-                text(d.bd_psnr, "+.2f") + (" dB" if d.bd_psnr is not None else ""),
-                text(d.bd_rate_ms_ssim, "+.1f") + (" %" if d.bd_rate_ms_ssim is not None else ""),
-                "" if d.overlap is None else "{:.1f} to {:.1f} dB".format(*d.overlap),
+                text(d.bd_rate, "+.1f", "%"),
+                text(d.bd_psnr, "+.2f", "dB"),
+                text(d.bd_rate_ms_ssim, "+.1f", "%"),
+                "{:.1f} to {:.1f} dB".format(*d.overlap) if d.overlap else d.reason or "",
             ]
         )
     return rows
@@ -106,40 +116,44 @@ def as_csv(results: Results) -> str:
 
 
 def plot(curves: Sequence[Curve], title: str, order: Sequence[str]) -> Any:
-    """A matplotlib figure: PSNR and MS-SSIM over bpp, up to where the first curve ends and a little
-    beyond. Codecs have the colour of their place in `order`. Raises ImportError without matplotlib."""
+    """A matplotlib figure: PSNR and MS-SSIM over bpp, up to a little beyond where the curve of the
+    first codec in `order` ends. Codecs have the colour of their place there. Raises ImportError
+    without matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(title)
-    limit = 1.35 * max(m.bpp for _, m in curves[0].points)
+    figure.suptitle(title, parse_math=False)
+    reference = [curve for curve in curves if curve.codec == order[0]] or curves
+    limit = 1.35 * max(m.bpp for _, m in reference[0].points)
     for axes, metric, label in zip(
         figure.subplots(1, 2),
         ("psnr", "ms_ssim"),
         ("PSNR (dB)", "MS-SSIM (dB: −10 log₁₀(1 − MS-SSIM))"),
         strict=True,
     ):
-        shown = []
+        shown, lines, labels = [], [], []
         for curve in curves:
             i = order.index(curve.codec)
             points = sorted(point for point in curve.of(metric) if math.isfinite(point[1]))
             if not points:
                 continue
             shown += [value for rate, value in points if rate <= limit]
-            axes.plot(
+            lines += axes.plot(
                 *zip(*points, strict=True),
                 "o-" if i < len(COLOURS) else "s--",
                 color=COLOURS[i % len(COLOURS)],
                 linewidth=2.4 if i == 0 else 1.3,
                 markersize=5 if i == 0 else 3.5,
                 zorder=3 if i == 0 else 2,
-                label=curve.codec,
             )
+            labels.append(curve.codec)
         axes.set(xlabel="bits per pixel", ylabel=label, xlim=(0, limit))
         if shown:
             margin = 0.06 * (max(shown) - min(shown)) + 0.05
             axes.set_ylim(min(shown) - margin, max(shown) + margin)
-            axes.legend(fontsize="small", loc="lower right")
+        if lines:
+            for text in axes.legend(lines, labels, fontsize="small", loc="lower right").get_texts():
+                text.set_parse_math(False)
         axes.grid(alpha=0.3)
     return figure
 
@@ -148,11 +162,11 @@ def _rendered(figure: Any, format: str) -> bytes:
     import matplotlib
 
     file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "aiocodec"}):  # the same plot, the same bytes
-        figure.savefig(
-            file, format=format, dpi=130, metadata={"Date": None} if format == "svg" else {}
-        )
-    return file.getvalue()
+    metadata = {"Date": None} if format == "svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": "aiocodec"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of glyphs that its font lacks
+        figure.savefig(file, format=format, dpi=130, metadata=metadata)
+    return file.getvalue()  # the same plot, the same bytes
 
 
 # --------------------------------------------------------------------------- pictures
@@ -176,23 +190,35 @@ class Comparison(NamedTuple):
 
 
 def at_size(
-    study: Study, spec: CodecSpec, x: Pixels, sigma: float | None, size: int
+    study: Study,
+    spec: CodecSpec,
+    x: Pixels,
+    sigma: float | None,
+    size: int,
+    known: Iterable[tuple[int, float]] = (),
 ) -> tuple[int, Coded]:
     """The quality of a codec whose file comes nearest to `size` bytes, found by bisection, and what
-    it gives."""
+    it gives. `known` are (quality, bytes) that need not be tried."""
     tried: dict[int, Coded] = {}
+    sizes = dict(known)
 
-    def length(quality: int) -> int:
+    def coded(quality: int) -> Coded:
         if quality not in tried:
             tried[quality] = study.workers[spec.name].code(x, quality, sigma)
-        return len(tried[quality].data)
+        return tried[quality]
 
-    low, high = 0, 100
+    def length(quality: int) -> float:
+        if quality not in sizes:
+            sizes[quality] = len(coded(quality).data)
+        return sizes[quality]
+
+    low = max((q for q, s in sizes.items() if s <= size), default=0)
+    high = min((q for q, s in sizes.items() if s > size and q > low), default=100)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if length(middle) <= size else (low, middle)
     quality = min((low, high), key=lambda q: abs(math.log(length(q) / size)))
-    return quality, tried[quality]
+    return quality, coded(quality)
 
 
 def _by_image(results: Results, degradation: str, codec: str) -> dict[str, list[Sample]]:
@@ -206,8 +232,8 @@ def _by_image(results: Results, degradation: str, codec: str) -> dict[str, list[
 def choose(
     results: Results, degradation: str, first: str, rivals: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Images worth a look, each with the reason: where the first codec gains most and least in
-    BD-PSNR over the strongest of the others, or the first image where that is not known."""
+    """Images worth a look, each with the reason: where the reference gains most and least in BD-PSNR
+    over the strongest of the other codecs measured, or the first image where that is not known."""
     ours = _by_image(results, degradation, first)
     if not ours:
         return []
@@ -248,45 +274,51 @@ def _window(difference: NDArray[np.float64]) -> tuple[slice, slice]:
     return slice(int(top), int(top) + h), slice(int(left), int(left) + w)
 
 
-def compare(study: Study, degradation: str) -> Iterable[Comparison]:
-    """Rows of pictures for a degradation: the input, every codec near the rate of the first one's
-    middle quality, and the clean image, cropped where the first and its strongest rival differ
+def compare(study: Study, degradation: str) -> Iterator[Comparison]:
+    """Rows of pictures for a degradation: the input, every codec near the rate of the reference's
+    middle quality, and the clean image, cropped where the reference and its best rival differ
     most."""
     results = study.results
-    specs = study.applicable(degradation)
-    if not specs:
+    specs = {spec.name: spec for spec in study.applicable(degradation)}
+    reference = specs.pop(study.reference, None)
+    if reference is None:
         return
-    first, *rivals = specs
-    sigma = study.noise(degradation)
-    sources: dict[str, Source] = {source.path.name: source for source in study.sources}
-    for image, why in choose(results, degradation, first.name, [spec.name for spec in rivals]):
+    sources = {source.path.name: source for source in study.sources}
+    for image, why in choose(results, degradation, reference.name, list(specs)):
         pair = study.pixels(sources[image], degradation)
         assert pair is not None  # it was measured
         clean, x = pair
         height, width, _ = clean.shape
-        quality = first.qualities[(len(first.qualities) - 1) // 2]
-        coded = {first.name: (quality, study.workers[first.name].code(x, quality))}
-        for spec in rivals:
-            told = spec.told(sigma) if spec.restorer else None
-            size = len(coded[first.name][1].data)
-            coded[spec.name] = at_size(study, spec, x, told, size)
+
+        def told(spec: CodecSpec) -> float | None:
+            return spec.told(study.noise(degradation)) if spec.restorer else None
+
+        middle = reference.qualities[(len(reference.qualities) - 1) // 2]
+        ours = study.workers[reference.name].code(x, middle, told(reference))
+        shown: dict[str, tuple[int, Coded]] = {}
+        for name, spec in specs.items():
+            samples = _by_image(results, degradation, name).get(image, [])
+            known = [(s.quality, s.measures.bpp * width * height / 8) for s in samples]
+            shown[name] = at_size(study, spec, x, told(spec), len(ours.data), known)
         errors = {
-            name: ((c.decoded.astype(float) - clean) ** 2).sum(2) for name, (_, c) in coded.items()
+            name: ((coded.decoded.astype(np.float32) - clean) ** 2).sum(2)
+            for name, (_, coded) in (*shown.items(), (reference.name, (middle, ours)))
         }
-        rival = min(
-            (spec.name for spec in rivals), key=lambda n: errors[n].sum(), default=first.name
-        )
-        area = _window(errors[rival] - errors[first.name] if rivals else errors[first.name])
+        difference = errors.pop(reference.name)
+        if errors:
+            difference = difference - errors[min(errors, key=lambda name: errors[name].sum())]
+        area = _window(difference)
         overview = Image.fromarray(x)
         (top, bottom), (left, right) = ((span.start, span.stop) for span in area)
         box = (left, top, right - 1, bottom - 1)
         ImageDraw.Draw(overview).rectangle(box, outline=COLOURS[0], width=max(2, width // 150))
         overview.thumbnail(CROP)
-        tiles = [Tile("input", degradation, x[area])] if degradation != "clean" else []
-        for name, (quality, c) in [*list(coded.items())[1:], (first.name, coded[first.name])]:
-            rate, distortion = bpp(len(c.data), width, height), psnr(clean, c.decoded)
+        tiles = [] if study.is_clean(degradation) else [Tile("input", degradation, x[area])]
+        shown[reference.name] = middle, ours  # last, beside the clean image
+        for name, (quality, coded) in shown.items():
+            rate, distortion = bpp(len(coded.data), width, height), psnr(clean, coded.decoded)
             detail = f"q {quality} · {rate:.3f} bpp · {distortion:.2f} dB"
-            tiles.append(Tile(name, detail, c.decoded[area]))
+            tiles.append(Tile(name, detail, coded.decoded[area]))
         tiles.append(Tile("clean", "the original", clean[area]))
         yield Comparison(image, why, np.asarray(overview), tiles)
 
@@ -332,16 +364,16 @@ figcaption b {{ color: var(--ink); }}  figure.ours .crop {{ outline: 3px solid v
 <pre>{command}</pre>
 <nav>{links}</nav>
 <h2>{first} against every other codec</h2>
-<p>BD-rate: bits that {first} needs for equal PSNR, in percent of the other codec's, negative is better.
-BD-PSNR: dB at equal bits, positive is better. A dash where the curves share no quality or no rate, and
-nothing can be said. PSNR is always against the clean image.</p>
+<p>BD-rate: how many more bits {first} needs for equal PSNR, in percent; negative is better. BD-PSNR: how
+many dB it gains at equal bits; positive is better. A dash where nothing can be said, mostly because the
+curves share too few qualities or rates. PSNR is always against the clean image.</p>
 <div class="scroll">{summary}</div>
 {failures}
 {sections}
 <h2>How this was measured</h2>
 <p>Rates are those of whole files, distortions those of decoded pixels in 8 bits; means over the same
 images for every codec. Seconds are for coding alone, with programs loaded and pixels in memory, on
-{system}. Memory is the largest resident size of the codec's own process, Python included. Edges is how
+{system}; a denoiser's count as encoding. Memory is the largest resident size of the codec's own process, Python included. Edges is how
 well the edges that a Canny detector finds in the decoded picture agree with those of the clean one
 (F-measure, 0 to 1). Of pictures side by side, each codec has the quality whose file comes nearest in
 size to that of {first}; they are cropped where {first} and its best rival differ most. Hold the pointer
@@ -354,7 +386,8 @@ over a picture to see the clean one.</p>
 def _data_uri(x: Pixels | bytes, kind: str = "webp") -> str:
     if not isinstance(x, bytes):
         file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(x)).save(file, "WEBP", lossless=True, quality=60)
+        kind = "webp" if features.check("webp") else "png"
+        Image.fromarray(np.ascontiguousarray(x)).save(file, kind, lossless=True, quality=60)
         x = file.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(x).decode()}"
 
@@ -417,22 +450,28 @@ def write_report(
     study: Study, folder: Path, command: str, advance: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Write results.json, results.csv, report.html and, where matplotlib is installed, rd-NAME.png and
-    rd-NAME.svg of every degradation into a folder, which is made. Pictures are coded once more;
-    `advance` is called after those of every degradation. Gives notes on what could not be shown.
-    OSError where it cannot be written."""
-    results = study.results
+    rd-NAME.svg of every degradation into a folder, which is made. For the pictures, some images are
+    coded once more; `advance` is called after those of every degradation. Gives notes on what could
+    not be shown. OSError where it cannot be written."""
+    results, reference = study.results, study.reference
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"command": command, **results.to_dict()}
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    (folder / "results.csv").write_text(as_csv(results), "utf-8")
-    notes, sections, links = [], [], []
-    order = list(dict.fromkeys(curve.codec for curve in results.curves))
-    first = study.specs[0].name if study.specs else "nothing"
-    for degradation in study.degradations:
+
+    def write(name: str, text: str) -> None:
+        (folder / name).write_text(text, "utf-8", errors="backslashreplace", newline="\n")
+
+    write("results.json", json.dumps({"command": command, **results.to_dict()}, indent=1) + "\n")
+    write("results.csv", as_csv(results))
+    notes: list[str] = []
+    sections: list[str] = []
+    links: list[str] = []
+    order = list(dict.fromkeys((reference, *(curve.codec for curve in results.curves))))
+    for i, degradation in enumerate(study.degradations):
         curves = [curve for curve in results.curves if curve.degradation == degradation]
         if not curves:
             continue
-        name = "".join(c if c.isalnum() or c in "-.+" else "-" for c in degradation)
+        name = "".join(c if c.isascii() and c.isalnum() or c in "-.+" else "-" for c in degradation)
+        if any(link.startswith(f'<a href="#{name}"') for link in links):
+            name = f"{name}-{i}"
         title = f"{degradation}, means over {curves[0].images} images"
         parts = [f'<h2 id="{name}">{escape(degradation)}</h2>']
         try:
@@ -445,36 +484,38 @@ def write_report(
                 f'<img class="plot" src="{_data_uri(svg, "svg+xml")}" alt="{escape(alt)}">'
             )
         except ImportError:
-            notes.append("plots need: pip install 'aiocodec[evaluate]'")
-        table = [row[1:] for row in points_table(curves)]
+            notes.append(NO_EXTRA)
+        table = _html_table([row[1:] for row in points_table(curves)])
         parts.append(
-            f'<details><summary>All figures</summary><div class="scroll">{_html_table(table)}</div></details>'
+            f'<details><summary>All figures</summary><div class="scroll">{table}</div></details>'
         )
         try:
-            parts += [_row(comparison, first) for comparison in compare(study, degradation)]
+            parts += [_row(comparison, reference) for comparison in compare(study, degradation)]
         except AicError as error:
             notes.append(f"the pictures of {degradation} are missing: {error}")
         sections.append("\n".join(parts))
         links.append(f'<a href="#{name}">{escape(degradation)}</a>')
         advance()
-    system = results.to_dict()["system"]
     failures = "".join(
-        f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in results.failures
+        f"<li><b>{escape(what)}</b>: {escape(why)}</li>"
+        for what, why in (*results.failures, *(("note", note) for note in study.notes))
     )
+    system = results.system
     page = PAGE.format(
         title="Codecs side by side",
         subtitle=f"aiocodec {__version__}, {len(study.sources)} images",
         command=escape(command),
         links="".join(links),
-        first=escape(first),
+        first=escape(reference),
         summary=_summary(results.deltas),
         failures=f"<h2>Left out</h2><ul>{failures}</ul>" if failures else "",
         sections="\n".join(sections),
         system=escape(
-            f"{system['processor']} ({system['cores']} cores), {system['platform']}, Python "
-            f"{system['python']}, PyTorch {system['torch']}, Pillow {system['pillow']}"
+            f"{system['processor']} ({system['cores']} cores, {system['threads'] or 'any'} threads; aic"
+            f" on {system['device']}), {system['platform']}, Python {system['python']}, PyTorch"
+            f" {system['torch']}, Pillow {system['pillow']}"
         ),
         codecs="".join(f"<li><code>{escape(what)}</code></li>" for what in results.codecs.values()),
     )
-    (folder / "report.html").write_text(page, "utf-8")
+    write("report.html", page)
     return list(dict.fromkeys(notes))

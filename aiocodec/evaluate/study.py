@@ -1,8 +1,8 @@
 """Rate, distortion and cost of codecs over a folder of images: every figure comes from len(file) and
 decoded pixels, PSNR and its like always against the clean image.
 
-    study = Study(Path("kodak"), degradations=("noise:25",), codecs=("aic", "jpeg"))
-    results = study.run()
+    with Study(Path("kodak"), degradations=["noise:25"], codecs=["aic", "jpeg"]) as study:
+        results = study.run()
     results.curves, results.deltas, results.failures
 
 What cannot be done is named in `failures` and left out, the rest is done. Means are over the same
@@ -18,23 +18,26 @@ import platform
 import sqlite3
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from aiocodec import __version__
-from aiocodec.errors import AicError, ImageError
+from aiocodec.errors import AicError, ImageError, LimitError
 from aiocodec.evaluate.codecs import CodecMissing, CodecSpec, Coded, Pixels, Worker
 from aiocodec.image import SUFFIXES, Picture, read
 from aiocodec.metrics import bd_psnr, bd_rate, bpp, edge_agreement, ms_ssim, overlap, psnr
 
 FORMAT = 1  # of results as JSON, and of the cache
 T = TypeVar("T")
+NO_EXTRA = "BD figures, edges and plots need: pip install 'aiocodec[evaluate]'"
 DEFAULT_CODECS = ("aic", "jpeg", "webp", "avif", "nlm+avif")
 
 
@@ -91,7 +94,11 @@ def _read(path: Path) -> Picture:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(
+        path
+        for path in folder.glob("*")
+        if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+    )
 
 
 # --------------------------------------------------------------------------- results
@@ -161,6 +168,13 @@ class Curve:
     points: tuple[tuple[int, Measures], ...]  # (quality, means), quality growing
     digest: str | None = None  # of the pixels that it was measured on
 
+    def equals(self, other: "Curve") -> bool:
+        """Whether the files of both are the same; seconds may differ."""
+        keys = [
+            (c.codec, c.digest, [(q, m.bpp, m.psnr) for q, m in c.points]) for c in (self, other)
+        ]
+        return keys[0] == keys[1]
+
     def of(self, metric: str) -> list[tuple[float, float]]:
         """(bpp, quality) for BD figures: `psnr` in dB, or `ms_ssim` as -10 log10(1 - MS-SSIM)."""
         values = [(m.bpp, getattr(m, metric)) for _, m in self.points]
@@ -172,7 +186,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Delta:
-    """How far `codec` is from `anchor`; None where the curves do not overlap, or without SciPy."""
+    """How far `codec` is from `anchor`; None where nothing can be said."""
 
     degradation: str
     codec: str
@@ -181,24 +195,33 @@ class Delta:
     bd_psnr: float | None  # dB at equal bits
     bd_rate_ms_ssim: float | None  # percent of bits at equal MS-SSIM
     overlap: tuple[float, float] | None  # lowest and highest PSNR, in dB, that bd_rate is about
+    reason: str | None  # why there is no bd_rate
 
     @classmethod
     def between(cls, anchor: Curve, curve: Curve) -> "Delta":
         """The Bjøntegaard figures of two curves."""
 
+        reasons: list[str] = []
+
         def figure(f: Callable[..., T], metric: str) -> T | None:
-            with suppress(ValueError, ImportError):
+            try:
                 return f(anchor.of(metric), curve.of(metric))
+            except ValueError as error:
+                reasons.append(str(error))
+            except ImportError:
+                reasons.append("needs SciPy")
             return None
 
+        rate = figure(bd_rate, "psnr")
         return cls(
             curve.degradation,
             curve.codec,
             anchor.codec,
-            figure(bd_rate, "psnr"),
+            rate,
             figure(bd_psnr, "psnr"),
             figure(bd_rate, "ms_ssim"),
-            figure(overlap, "psnr"),
+            None if rate is None else figure(overlap, "psnr"),
+            reasons[0] if rate is None else None,
         )
 
 
@@ -206,10 +229,11 @@ class Delta:
 class Results:
     """All that a study found out."""
 
+    system: dict[str, Any] = field(default_factory=dict)  # what seconds depend on
     codecs: dict[str, str] = field(default_factory=dict)  # name: options, versions, weights
     samples: list[Sample] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
-    deltas: list[Delta] = field(default_factory=list)  # of the first codec against each other
+    deltas: list[Delta] = field(default_factory=list)  # of the reference against each other codec
     failures: list[tuple[str, str]] = field(default_factory=list)  # (what, why it is left out)
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,7 +248,7 @@ class Results:
         return {
             "format": FORMAT,
             "aiocodec": __version__,
-            "system": system(),
+            "system": self.system,
             "codecs": self.codecs,
             "curves": [
                 {
@@ -252,25 +276,35 @@ class Results:
 def read_curves(path: Path) -> list[Curve]:
     """The curves of results as JSON, written by `aic evaluate --json` or with the same keys by hand
     (of a point only `bpp` and `psnr` are needed). ValueError where the file holds none."""
+
+    def number(value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError
+        return float(value)
+
+    def measures(point: dict[str, Any]) -> Measures:
+        known = {
+            name: None if point.get(name) is None else number(point[name])
+            for name in Measures.__dataclass_fields__
+        }
+        known["psnr"] = math.inf if point["psnr"] is None else known["psnr"]
+        known["bpp"] = number(point["bpp"])
+        return Measures(**known)  # type: ignore[arg-type]
+
+    def text(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+
     try:
         document = json.loads(path.read_text("utf-8"))
         return [
             Curve(
-                curve["degradation"],
-                curve["codec"],
-                curve["images"],
+                text(curve["degradation"]),
+                text(curve["codec"]),
+                int(curve["images"]),
                 tuple(
-                    (
-                        point.get("quality", i),
-                        Measures(
-                            **{
-                                name: math.inf
-                                if name == "psnr" and point[name] is None
-                                else point.get(name)
-                                for name in Measures.__dataclass_fields__
-                            }
-                        ),
-                    )
+                    (int(point.get("quality", i)), measures(point))
                     for i, point in enumerate(curve["points"])
                 ),
                 curve.get("digest"),
@@ -283,28 +317,44 @@ def read_curves(path: Path) -> list[Curve]:
         raise ValueError(f"{path} holds no results of aic evaluate") from None
 
 
-@functools.cache
-def system() -> dict[str, Any]:
-    """What seconds depend on."""
+def system(device: str, threads: int | None) -> dict[str, Any]:
+    """What seconds depend on, besides the programs."""
     import PIL
     import torch
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break
+    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "processor": processor,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": threads,  # of aic and AVIF; None: as they choose
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,  # of aic
         "platform": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pillow": PIL.__version__,
     }
+
+
+@functools.cache
+def _methods() -> str:
+    """A digest of how things are measured, which the cache must know."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    digest = sha256()
+    for module in ("metrics.py", "evaluate/codecs.py"):
+        digest.update((Path(__file__).parent.parent / module).read_bytes())
+    edges = "no"
+    with suppress(PackageNotFoundError):
+        edges = version("scikit-image")
+    return f"format {FORMAT}, methods {digest.hexdigest()[:16]}, {edges} scikit-image"
 
 
 # --------------------------------------------------------------------------- cache
@@ -371,24 +421,36 @@ class Cache:
 # --------------------------------------------------------------------------- the study
 
 
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Too little memory for one image is a LimitError of that image."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:  # torch says it with a RuntimeError
+        if isinstance(fault, RuntimeError) and "memory" not in str(fault):
+            raise
+        raise LimitError("not enough memory") from None
+
+
 class Study:
     """Codecs over a folder of clean images and their degraded versions.
 
     Args:
         folder: of clean images; image number i, in the order of names from 1, is degraded with seed
             i.
-        degraded: folders of degraded versions, files of the same names (or names that differ in the
-            suffix); a folder's name is that of its degradation.
+        degraded: folders of degraded versions, files of the same names (or of names that differ in
+            the suffix alone); a folder's name, with its parent's where it must be told from others,
+            is that of its degradation.
         degradations: what to do to the clean images besides, as `degraded` names it; `clean` alone
             where neither is given.
-        codecs: specifications; the first is compared with every other. By default
-            DEFAULT_CODECS, those of them that this installation has.
+        codecs: specifications; the first is the reference, which is compared with every other. By
+            default DEFAULT_CODECS; a restorer among them that is not installed is a note only.
         every: take every n-th image only, from the first; they keep their numbers.
         against: curves of another study (or by hand) to compare the first codec with as well.
         cache: file of the measurements that are kept; None: none are.
 
-    Raises ValueError for a specification or degradation that does not exist or comes twice,
-    ImageError for a folder without images.
+    Raises ValueError for a specification or degradation that does not exist, a codec that comes
+    twice and where there is nothing to do, ImageError for a folder without images.
     """
 
     def __init__(
@@ -417,22 +479,27 @@ class Study:
             raise ImageError(f"no images in {folder}")
         self.results = Results()
         self.sources = [Source(path, i) for i, path in enumerate(paths, start=1)][::every]
-        names = [path.resolve().name for path in degraded]
-        for name in names:
-            if names.count(name) > 1 or name in degradations:
+        absolute = [path.absolute() for path in degraded]
+        self._folders: dict[str, dict[str, Path]] = {}
+        for path in absolute:
+            name = path.name
+            taken = sum(other.name == name for other in absolute) > 1 or name in degradations
+            name = f"{path.parent.name}/{name}" if taken else name
+            if name in self._folders or name in degradations:
                 raise ValueError(f"two degradations are called {name}")
-        self._folders = {
-            name: self._pairs(path, paths) for name, path in zip(names, degraded, strict=True)
-        }
+            self._folders[name] = self._pairs(path, paths)
         self.degradations = tuple(dict.fromkeys((*self._folders, *degradations)))
         self._against = against
         self._cache = Cache(cache)
-        self._settings = f"format {FORMAT}, {device}, threads {threads}"
+        self.results.system = system(device, threads)
+        self._settings = f"{_methods()}, {sorted(self.results.system.items(), key=str)}"
         self._digests: dict[str, dict[str, str]] = {}  # of pixels, by degradation and image
         self.workers: dict[str, Worker] = {}
         self.specs: list[CodecSpec] = []
         self.notes: list[str] = []  # what is left out and was not asked for
-        for spec in map(CodecSpec.parse, codecs or DEFAULT_CODECS):
+        asked = [CodecSpec.parse(text) for text in codecs or DEFAULT_CODECS]
+        self.reference = asked[0].name
+        for spec in asked:
             if spec.name in self.workers:
                 raise ValueError(f"{spec.name} is given twice; qualities go together, as @30,50")
             try:
@@ -445,25 +512,48 @@ class Study:
                 continue
             self.specs.append(spec)
             self.workers[spec.name] = Worker(spec, device, threads)
+        for name in self.degradations if codecs is not None else ():
+            for spec in self.specs:
+                if spec not in self.applicable(name):
+                    hint = f"write {spec.restorer}:SIGMA+{spec.codec} to tell it"
+                    self.notes.append(
+                        f"{spec.name} is left out of {name}, of unknown noise; {hint}"
+                    )
+        if self.specs and not len(self):
+            raise ValueError("there is nothing to do: " + "; ".join(self.notes))
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _fail(self, what: str, error: AicError) -> None:
         self.results.failures.append((what, str(error)))
 
     def _pairs(self, folder: Path, clean: Sequence[Path]) -> dict[str, Path]:
         """Degraded files by the names of clean ones; what has no counterpart fails, in either folder."""
-        paths = _images(folder)
-        by_name = {path.name: path for path in paths}
-        by_stem = {path.stem: path for path in paths}
+        spoiled = _images(folder)
+        by_name = {path.name: path for path in spoiled}
+        stems = Counter(path.stem for path in (*clean, *spoiled))
+        by_stem = {path.stem: path for path in spoiled if stems[path.stem] == 2}
         pairs = {}
+        used = set()
+        chosen = {source.path for source in self.sources}
         for path in clean:
             if found := by_name.get(path.name, by_stem.get(path.stem)):
                 pairs[path.name] = found
-            elif path in {source.path for source in self.sources}:
+                used.add(found)
+            elif path in chosen:
                 self._fail(path.name, ImageError(f"has no degraded version in {folder}"))
-        for path in paths:
-            if path not in pairs.values():
+        for path in spoiled:
+            if path not in used:
                 self._fail(str(path), ImageError("has no clean version"))
         return pairs
+
+    def is_clean(self, degradation: str) -> bool:
+        """Whether nothing was done to the images."""
+        return degradation == "clean" and degradation not in self._folders
 
     def pixels(self, source: Source, degradation: str) -> tuple[Pixels, Pixels] | None:
         """An image, clean and degraded, of one size; None where it has no degraded version.
@@ -514,6 +604,12 @@ class Study:
             self.notes.append(self._cache.fault)
         for degradation in self.degradations:
             self._conclude(degradation)
+        for name in dict.fromkeys(curve.degradation for curve in self._against):
+            if name not in self.degradations:
+                self.notes.append(f"earlier results for {name} are not used")
+        if not find_spec("scipy") or not find_spec("skimage"):
+            self.notes.append(NO_EXTRA)
+        self.notes = list(dict.fromkeys(self.notes))
         return self.results
 
     def close(self) -> None:
@@ -525,7 +621,8 @@ class Study:
     def _measure(self, source: Source, degradation: str) -> Iterator[int]:
         """All codecs on one image; gives how many files were just done."""
         try:
-            pair = self.pixels(source, degradation)
+            with _out_of_memory():
+                pair = self.pixels(source, degradation)
         except AicError as error:
             if (source.path.name, str(error)) not in self.results.failures:  # once is enough
                 self._fail(source.path.name, error)
@@ -569,7 +666,8 @@ class Study:
             coded = self.workers[spec.name].code(x, quality, sigma)
             if coded.decoded.shape != clean.shape:
                 raise AicError(f"decoded to {coded.decoded.shape} instead of {clean.shape}")
-            measures = Measures.of(clean, coded)
+            with _out_of_memory():
+                measures = Measures.of(clean, coded)
             self._cache.put(key, measures)
         return measures
 
@@ -597,7 +695,7 @@ class Study:
             self._fail(degradation, AicError("no image was done by every codec"))
             return
         pixels = [f"{name} {self._digests[degradation][name]}" for name in common]
-        digest = sha256("\n".join(pixels).encode()).hexdigest()[:16]
+        digest = sha256("\n".join(pixels).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         curves = []
         for name in complete:
             columns = zip(*(by_codec[name][image] for image in common), strict=True)
@@ -606,15 +704,42 @@ class Study:
                 for column in columns
             )
             curves.append(Curve(degradation, name, len(common), points, digest))
+        self._note_oddities(degradation, len(common))
         self.results.curves += curves
+        reference = next((curve for curve in curves if curve.codec == self.reference), None)
+        others = [curve for curve in curves if curve is not reference]
         for curve in self._against:
-            if curve.degradation != degradation:
+            if curve.degradation != degradation or any(map(curve.equals, curves)):
                 continue
             if curve.images != len(common) or curve.digest not in (None, digest):
-                self._fail(
-                    f"{curve.codec}, {degradation}", AicError("was measured on other images")
-                )
+                what = f"{curve.codec} of the earlier results, {degradation}"
+                self._fail(what, AicError("was measured on other images"))
                 continue
-            curves.append(curve)
-            self.results.curves.append(curve)
-        self.results.deltas += [Delta.between(other, curves[0]) for other in curves[1:]]
+            taken = {other.codec for other in (*others, *curves)}
+            name = curve.codec
+            while name in taken:
+                name += " before"
+            others.append(replace(curve, codec=name))
+            self.results.curves.append(others[-1])
+        if reference is not None:
+            self.results.deltas += [Delta.between(other, reference) for other in others]
+        elif others:
+            self.notes.append(
+                f"{self.reference} has no curve for {degradation}, nothing to compare"
+            )
+
+    def _note_oddities(self, degradation: str, images: int) -> None:
+        """Say what the tables cannot: means over fewer images, values that are missing."""
+        if images < len(self.sources):
+            self.notes.append(f"{degradation}: means over {images} of {len(self.sources)} images")
+        for sample in self.results.samples:
+            if sample.degradation == degradation:
+                if sample.measures.ms_ssim is None:
+                    self.notes.append(
+                        f"{sample.image} is too small for MS-SSIM, its means are unknown"
+                    )
+                if math.isinf(sample.measures.psnr):
+                    self.notes.append(
+                        f"{sample.image} lost nothing to {sample.codec}@{sample.quality}, so that mean"
+                        " PSNRs are infinite"
+                    )
