@@ -356,6 +356,7 @@ figure .crop {{ position: relative; background: var(--wash); border-radius: .3re
 figure img {{ display: block; width: 100%; image-rendering: auto; }}
 figure .clean {{ position: absolute; inset: 0; opacity: 0; }}
 figure:hover .clean {{ opacity: 1; }}
+figure.overview img {{ aspect-ratio: 320 / 216; object-fit: contain; }}
 figcaption {{ font-size: .85rem; line-height: 1.35; padding-top: .3rem; }}
 figcaption b {{ color: var(--ink); }}  figure.ours .crop {{ outline: 3px solid var(--ours); }}
 </style></head><body>
@@ -408,14 +409,14 @@ def _html_table(rows: Sequence[Sequence[str]], classes: Sequence[Sequence[str]] 
 
 
 def _summary(deltas: Sequence[Delta]) -> str:
-    """A table: degradations down, the other codecs across."""
-    anchors = list(dict.fromkeys(delta.anchor for delta in deltas))
-    found = {(delta.degradation, delta.anchor): delta for delta in deltas}
-    rows, classes = [["degradation", *anchors]], []
-    for degradation in dict.fromkeys(delta.degradation for delta in deltas):
-        row, kinds = [degradation], [""]
-        for anchor in anchors:
-            delta = found.get((degradation, anchor))
+    """A table: the other codecs down, degradations across."""
+    degradations = list(dict.fromkeys(delta.degradation for delta in deltas))
+    found = {(delta.anchor, delta.degradation): delta for delta in deltas}
+    rows, classes = [["against", *degradations]], []
+    for anchor in dict.fromkeys(delta.anchor for delta in deltas):
+        row, kinds = [anchor], [""]
+        for degradation in degradations:
+            delta = found.get((anchor, degradation))
             rate, gain = (delta.bd_rate, delta.bd_psnr) if delta else (None, None)
             parts = [
                 "–" if rate is None else f"{rate:+.1f} %",
@@ -432,7 +433,7 @@ def _summary(deltas: Sequence[Delta]) -> str:
 def _row(comparison: Comparison, ours: str) -> str:
     clean = _data_uri(comparison.tiles[-1].crop)
     overview = (
-        f'<figure><div class="crop"><img src="{_data_uri(comparison.overview)}" alt=""></div>'
+        f'<figure class="overview"><div class="crop"><img src="{_data_uri(comparison.overview)}" alt=""></div>'
         f"<figcaption><b>{escape(comparison.image)}</b><br>{escape(comparison.why)}</figcaption></figure>"
     )
     tiles = "".join(
@@ -497,8 +498,8 @@ def write_report(
         links.append(f'<a href="#{name}">{escape(degradation)}</a>')
         advance()
     failures = "".join(
-        f"<li><b>{escape(what)}</b>: {escape(why)}</li>"
-        for what, why in (*results.failures, *(("note", note) for note in study.notes))
+        f"<li>{f'<b>{escape(what)}</b> is left out: ' if what else ''}{escape(why)}</li>"
+        for what, why in (*results.failures, *((None, note) for note in study.notes))
     )
     system = results.system
     page = PAGE.format(
@@ -508,7 +509,7 @@ def write_report(
         links="".join(links),
         first=escape(reference),
         summary=_summary(results.deltas),
-        failures=f"<h2>Left out</h2><ul>{failures}</ul>" if failures else "",
+        failures=f"<h2>Notes</h2><ul>{failures}</ul>" if failures else "",
         sections="\n".join(sections),
         system=escape(
             f"{system['processor']} ({system['cores']} cores, {system['threads'] or 'any'} threads; aic"

@@ -604,9 +604,9 @@ class Study:
             self.notes.append(self._cache.fault)
         for degradation in self.degradations:
             self._conclude(degradation)
-        for name in dict.fromkeys(curve.degradation for curve in self._against):
-            if name not in self.degradations:
-                self.notes.append(f"earlier results for {name} are not used")
+        unused = {curve.degradation for curve in self._against} - {*self.degradations}
+        if unused:
+            self.notes.append(f"earlier results for {', '.join(sorted(unused))} are not used")
         if not find_spec("scipy") or not find_spec("skimage"):
             self.notes.append(NO_EXTRA)
         self.notes = list(dict.fromkeys(self.notes))
