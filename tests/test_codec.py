@@ -170,8 +170,10 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(codec):
 
 
 def test_other_symbols_are_noticed(codec):
-    """A file whose every CRC is right, but whose words are not those of its symbols."""
+    """A file whose every CRC is right, but whose words are not those of its symbols. The last bits of
+    the last word may be finer than any symbol; then the symbols are the same."""
     data = codec.encode(picture(64, 64), 50)
+    expected = codec.decode(data).rgb
     container = unpack(data)
     payload = container.get(ChunkType.LATENTS)
     for at in range(4, len(payload), 16):
@@ -186,8 +188,11 @@ def test_other_symbols_are_noticed(codec):
                 )
             ],
         )
-        with pytest.raises(BitstreamError):
-            codec.decode(forged)
+        try:
+            decoded = codec.decode(forged).rgb
+        except BitstreamError:
+            continue
+        assert at >= len(payload) - 4 and np.array_equal(decoded, expected)
 
 
 def test_surplus_and_missing_words_are_noticed(codec):
