@@ -9,8 +9,9 @@
     ├── LimitError                6   more pixels or memory than allowed
     ├── OutputError               7   the output exists or cannot be written
     ├── BatchError                8   some files of a batch failed, the others are done
-    └── TrainingError             9   training cannot go on; the last checkpoint is good
-        └── Diverged                  the loss exploded or stopped being a number
+    ├── TrainingError             9   training cannot go on; the last checkpoint is good
+    │   └── Diverged                  the loss exploded or stopped being a number
+    └── CodecMissing              1   a codec to compare with is not installed; the others are done
 
 The number is the exit code of `aic`; 0 is success and 2 is a usage error. Messages are one line and
 name what is wrong; the command line puts the file's name in front.
@@ -75,3 +76,7 @@ class TrainingError(AicError):
 
 class Diverged(TrainingError):
     """The loss exploded or stopped being a number."""
+
+
+class CodecMissing(AicError):
+    """A codec to compare with that this installation lacks."""

@@ -423,6 +423,18 @@ def test_a_process_that_dies_is_an_error_and_starts_again(photo):
         worker.close()
 
 
+def test_a_process_that_cannot_start_is_a_failure(folder, run, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(codecs_module.subprocess, "Popen", refuse)
+    results = run(folder, codecs=["jpeg@30"])
+    assert [what for what, _ in results.failures] == [
+        f"{name}, clean, jpeg@30" for name in ("a.png", "b.png", "c.png")
+    ]
+    assert "cannot be started" in results.failures[0][1]
+
+
 # --------------------------------------------------------------------------- cache
 
 

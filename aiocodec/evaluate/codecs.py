@@ -29,13 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aiocodec.errors import AicError
+from aiocodec.errors import AicError, CodecMissing
 
 Pixels = NDArray[np.uint8]  # [H, W, 3], code values 0..255
 
-QUALITIES: dict[
-    str, tuple[int, ...]
-] = {  # by default; on photographs they span about 0.1 to 1.2 bpp
+# Of a codec by default; on photographs they span about 0.1 to 1.2 bpp.
+QUALITIES: dict[str, tuple[int, ...]] = {
     "aic": (10, 30, 50, 70, 90),
     "jpeg": (8, 20, 40, 60, 80),
     "webp": (1, 15, 40, 65, 85),
@@ -54,10 +53,6 @@ RESTORERS = {  # of noise of a known strength; the module that each needs
     "bm3d": "bm3d",
 }
 SIGMAS = (0.0, 255.0)
-
-
-class CodecMissing(AicError):
-    """A codec that this installation lacks."""
 
 
 @dataclass(frozen=True)
@@ -374,12 +369,15 @@ class Worker:
 
     def _start(self) -> None:
         script = "import sys; sys.path[:] = {!r}; from {} import serve; serve()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", script.format(sys.path, __name__)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", script.format(sys.path, __name__)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+            )
+        except OSError as error:
+            raise AicError(f"its process cannot be started: {error.strerror}") from None
         fault = self._ask(self._arguments)
         if fault is not None:
             self.close()

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from aiocodec import __version__
-from aiocodec.errors import AicError, ImageError, LimitError
-from aiocodec.evaluate.codecs import CodecMissing, CodecSpec, Coded, Pixels, Worker
+from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError
+from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels, Worker
 from aiocodec.image import SUFFIXES, Picture, read
 from aiocodec.metrics import bd_psnr, bd_rate, bpp, edge_agreement, ms_ssim, overlap, psnr
 
@@ -200,7 +200,6 @@ class Delta:
     @classmethod
     def between(cls, anchor: Curve, curve: Curve) -> "Delta":
         """The Bjøntegaard figures of two curves."""
-
         reasons: list[str] = []
 
         def figure(f: Callable[..., T], metric: str) -> T | None:
