@@ -932,6 +932,7 @@ def train(
         measure_training(variant, device, patches[0], batch)
     else:
         assert out is not None
+        from aiocodec.model import VARIANTS, deepen
         from aiocodec.pretrained import Manifest
         from aiocodec.pretrained import release as write_release
         from aiocodec.training.train import TrainConfig, load_weights
@@ -958,6 +959,11 @@ def train(
                 model = Manifest.read().load(variant).trainable()
             if model is not None and model.config.name != variant:
                 raise click.UsageError(f"{start} holds {model.config.name}, not {variant}")
+            if model is not None and model.config != VARIANTS[variant]:
+                try:
+                    model = deepen(model, VARIANTS[variant])
+                except ValueError as fault:
+                    raise click.UsageError(f"{start} is no smaller {variant}: {fault}") from None
             run(
                 folder,
                 out,

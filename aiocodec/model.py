@@ -11,7 +11,7 @@ arithmetic per channel but moves 64 times less memory than at full resolution.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +74,7 @@ _STAGES = (2, 3, 3, 4)
 VARIANTS = {
     config.name: config
     for config in (
-        ModelConfig("nano", 8, (128,), (3,), (4,), hyper=96, prior_width=192),
+        ModelConfig("nano", 8, (128,), (4,), (5,), hyper=96, prior_width=192),
         ModelConfig("fast", 8, (256,), (6,), (9,)),
         ModelConfig("s", 1, (32, 64, 128, 256), _STAGES, _STAGES),
         ModelConfig("l", 1, (48, 96, 192, 384), _STAGES, _STAGES),
@@ -235,6 +235,29 @@ class Model(nn.Module):
         z = self.h_a(y)
         y_hat, likelihoods_y, likelihoods_z = self.entropy(y, z, noise)
         return Output(self.g_s(y_hat, quality), likelihoods_y, likelihoods_z)
+
+
+def deepen(model: Model, config: ModelConfig) -> Model:
+    """`model` with the depths of `config`: further blocks at the end of each stage, whose branches
+    start at zero, so that it computes what it did before and can be trained on from there.
+
+    Raises ValueError where `config` differs in more than its depths, or has fewer blocks.
+    """
+    old = model.config
+    pairs = (*zip(old.blocks_a, config.blocks_a, strict=True),)
+    pairs += (*zip(old.blocks_s, config.blocks_s, strict=True),)
+    if replace(old, blocks_a=config.blocks_a, blocks_s=config.blocks_s) != config:
+        raise ValueError("only the depths of a model can grow")
+    if any(after < before for before, after in pairs):
+        raise ValueError("a model cannot lose blocks")
+    deeper = Model(config)
+    deeper.load_state_dict(model.state_dict(), strict=False)
+    for transform, depths in ((deeper.g_a, old.blocks_a), (deeper.g_s, old.blocks_s)):
+        for stage, depth in zip(transform.stages, depths, strict=True):
+            for hatb in stage[depth:]:
+                for _, branch in hatb.branches:
+                    nn.init.zeros_(branch.project.weight)
+    return deeper
 
 
 class Complexity(NamedTuple):

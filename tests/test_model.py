@@ -1,9 +1,19 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from aiocodec.model import LMBDA_MAX, LMBDA_MIN, VARIANTS, Model, ModelConfig, complexity, lmbda
+from aiocodec.model import (
+    LMBDA_MAX,
+    LMBDA_MIN,
+    VARIANTS,
+    Model,
+    ModelConfig,
+    complexity,
+    deepen,
+    lmbda,
+)
 
 TINY = ModelConfig("tiny", 8, (24,), (1,), (1,), latents=24, hyper=8, prior_width=16)
 TINY_STAGES = ModelConfig("stages", 1, (8, 8, 16, 24), (1,) * 4, (1,) * 4, 24, 8, 16)
@@ -99,3 +109,38 @@ def test_config_refuses_what_cannot_be_built(fields):
 def test_config_refuses_unknown_fields():
     with pytest.raises(TypeError):
         ModelConfig.from_dict({**TINY.to_dict(), "colour": 1})
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_STAGES], ids=lambda c: c.name)
+def test_a_deepened_model_computes_the_same_and_learns_more(config):
+    deep = replace(
+        config,
+        blocks_a=tuple(b + 1 for b in config.blocks_a),
+        blocks_s=tuple(b + i % 2 + 1 for i, b in enumerate(config.blocks_s)),
+    )
+    torch.manual_seed(0)
+    model = Model(config).eval()
+    deeper = deepen(model, deep).eval()
+    assert deeper.config == deep
+    x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40.0])
+    before, after = (m(x, quality, noise=False) for m in (model, deeper))
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b)
+    after.x_hat.square().mean().backward()
+    new = {n for n, _ in deeper.named_parameters()} - {n for n, _ in model.named_parameters()}
+    moved = {n for n, p in deeper.named_parameters() if p.grad is not None and p.grad.any()}
+    for transform in ("g_a", "g_s"):
+        assert any(n.startswith(transform) for n in new & moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks_a": (0,)}, "lose"),
+        ({"blocks_s": (0,)}, "lose"),
+        ({"latents": 32}, "only the depths"),
+    ],
+)
+def test_only_depths_grow(change, message):
+    with pytest.raises(ValueError, match=message):
+        deepen(Model(TINY), replace(TINY, **change))

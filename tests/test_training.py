@@ -16,8 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from aiocodec.cli import cli
 from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
 from aiocodec.model import VARIANTS, Model, ModelConfig, lmbda
 from aiocodec.training.benchmark import benchmark
@@ -262,6 +264,24 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     run = Run.create(load_weights(checkpoint).requires_grad_(True), TrainConfig())
     run.load(checkpoint)
     assert run.step == state["counters"]["step"]
+
+
+def test_a_run_starts_from_shallower_weights_of_its_variant_and_no_others(
+    folder, tmp_path, monkeypatch
+):
+    shallow = replace(TINY, name="nano")
+    for name, config in (("shallow", shallow), ("wide", replace(shallow, latents=32))):
+        (tmp_path / name).mkdir()
+        save_weights(Model(config), tmp_path / name)
+    monkeypatch.setitem(VARIANTS, "nano", replace(shallow, blocks_a=(2,), blocks_s=(3,)))
+    command = ["train", str(folder), "--out", str(tmp_path / "run"), "--minutes", "0.01"]
+    command += ["--patches", "64", "--batch", "1", "--start"]
+    result = CliRunner().invoke(cli, [*command, str(tmp_path / "wide")])
+    assert result.exit_code == 2 and "only the depths" in result.stderr
+    result = CliRunner().invoke(cli, [*command, str(tmp_path / "shallow")])
+    assert result.exit_code == 0, result.output
+    config = load_weights(tmp_path / "run").config
+    assert (config.blocks_a, config.blocks_s) == ((2,), (3,))
 
 
 def test_training_needs_neither_the_entropy_coder_nor_an_installation(folder, tmp_path):

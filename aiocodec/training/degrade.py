@@ -8,8 +8,9 @@ or two on top of each other, for every image of a batch.
 
 The weather is rendered by the models that the restoration literature uses: haze by the atmospheric
 scattering model I = J t + A (1 - t), t = exp(-beta d) (Koschmieder; He et al. 2009) over a guessed
-depth, rain and snow as translucent particles drawn out by their fall, in layers of different
-distance, under a veil of scattered light (Li et al., CVPR 2019; Chen et al., ICCV 2021).
+depth, of rooms as well as of landscapes, under light of any pale colour; rain and snow as translucent
+particles drawn out by their fall, in layers of different distance, sharp and out of focus, under a
+veil of scattered light (Li et al., CVPR 2019; Chen et al., ICCV 2021).
 """
 
 import math
@@ -26,6 +27,7 @@ from aiocodec.errors import AicError
 
 CLEAN_SHARE = 0.2  # of the inputs of `degrade` are left as they are (paper, section 4.1)
 MIXED_SHARE = 0.2  # of the others get a second degradation
+FILE_SHARE = 0.5  # of those with the noise of a camera; a JPEG file is the second
 Amount = Tensor | float
 
 
@@ -37,6 +39,11 @@ def _per_image(amount: Amount, x: Tensor) -> Tensor:
 def _uniform(x: Tensor, rng: torch.Generator, low: float, high: float) -> Tensor:
     """A random number in low..high for every image, [B, 1, 1, 1]."""
     return low + (high - low) * torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device)
+
+
+def _log_uniform(x: Tensor, rng: torch.Generator, low: float, high: float) -> Tensor:
+    """A random number in low..high, as often below as above sqrt(low * high), [B, 1, 1, 1]."""
+    return torch.exp(_uniform(x, rng, math.log(low), math.log(high)))
 
 
 def _normal(shape: torch.Size | tuple[int, ...], x: Tensor, rng: torch.Generator) -> Tensor:
@@ -55,10 +62,11 @@ def gaussian_noise(x: Tensor, sigma: Amount, rng: torch.Generator) -> Tensor:
 def camera_noise(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
     """Noise of a sensor in 0..1: shot noise that grows with the light and read noise that does not,
     added to linear light, more of it in red and blue than in green, for half of the images spread
-    out by a bilinear demosaicing (Foi et al. 2008; Brooks et al. 2019)."""
+    out by a bilinear demosaicing and, more or less, by what smooths and resizes pictures after it
+    (Foi et al. 2008; Brooks et al. 2019)."""
     light = x.clamp(min=0) ** 2.2
     shot = torch.exp(torch.lerp(*_logs(3e-4, 5e-2, x), _per_image(amount, x)))
-    read = shot.sqrt() * torch.exp(_uniform(x, rng, math.log(0.02), math.log(0.15)))
+    read = shot.sqrt() * _log_uniform(x, rng, 0.02, 0.15)
     gains = torch.cat([_uniform(x, rng, low, high) for low, high in ((1, 2.4), (1, 1), (1, 2))], 1)
     noise = _normal(x.shape, x, rng) * (gains * (shot * light + read.square())).sqrt()
     rows, columns = (torch.arange(side, device=x.device) % 2 for side in x.shape[2:])
@@ -71,6 +79,10 @@ def camera_noise(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
         "reflect" if min(x.shape[2:]) > 1 else "replicate"
     )  # reflection keeps the mosaic's parity
     spread = F.conv2d(F.pad(mosaic, (1, 1, 1, 1), mode=mode), kernels, groups=3)
+    softer = F.conv2d(
+        F.pad(spread, (1, 1, 1, 1), mode=mode), others[None, None].expand(3, 1, 3, 3) / 4, groups=3
+    )
+    spread = torch.lerp(spread, softer, _uniform(x, rng, -0.5, 1).clamp(min=0))
     noise = torch.where(_uniform(x, rng, 0, 1) < 0.5, noise, spread)
     return _to_8_bits((light + noise).clamp(0, 1) ** (1 / 2.2))
 
@@ -168,11 +180,25 @@ def _guided(x: Tensor, guide: Tensor, radius: int, epsilon: float = 3e-3) -> Ten
     return _box(slope, radius) * guide + _box(mean_x - slope * mean_g, radius)
 
 
+def _room(x: Tensor, rng: torch.Generator) -> Tensor:
+    """The distance of walls, floor and ceiling of a box that one looks into, in 0..1, [B, 1, H, W]."""
+    down = torch.linspace(-1, 1, x.shape[2], device=x.device).view(1, 1, -1, 1)
+    across = torch.linspace(-1, 1, x.shape[3], device=x.device).view(1, 1, 1, -1)
+    off_axis = torch.maximum(
+        (down - _uniform(x, rng, -0.7, 0.7)).abs(),
+        (across - _uniform(x, rng, -0.9, 0.9)).abs() * _uniform(x, rng, 0.5, 1.5),
+    )
+    wall = _uniform(x, rng, 0.15, 0.7)  # where the far wall begins
+    return _stretched(1 / torch.maximum(off_axis, wall))
+
+
 def pseudo_depth(x: Tensor, rng: torch.Generator) -> Tensor:
     """A guess at the distance of every pixel, [B, 1, H, W], positive, of mean 1.
 
-    A ground plane that recedes upwards, random relief, and the look of the image (far things are
-    pale, smooth and high up), blended in random shares and fitted to the edges of the image.
+    A ground plane that recedes upwards or, for a third of the images, a room, random relief, and the
+    look of the image (far things are pale, smooth and high up), blended in random shares and fitted
+    to the edges of the image. The nearest of it is at 3 % of the whole depth in wide landscapes, and
+    at almost half before a near wall.
     """
     height, width = x.shape[2:]
     radius = max(2, min(height, width) // 12)
@@ -181,6 +207,7 @@ def pseudo_depth(x: Tensor, rng: torch.Generator) -> Tensor:
     down = torch.linspace(0, 1, height, device=x.device).view(1, 1, -1, 1)
     across = torch.linspace(-0.5, 0.5, width, device=x.device).view(1, 1, 1, -1)
     plane = _stretched(1 - down * tilt.cos() + across * tilt.sin()) ** _uniform(x, rng, 0.7, 3)
+    plane = torch.where(_uniform(x, rng, 0, 1) < 1 / 3, _room(x, rng), plane)
     saturation = x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
     texture = _box((luma - _box(luma, 2)).abs(), radius // 2)
     look = _stretched(_box(luma - saturation - 4 * texture, radius // 4) + 0.5 * (1 - down))
@@ -188,20 +215,25 @@ def pseudo_depth(x: Tensor, rng: torch.Generator) -> Tensor:
     parts = (plane, _clouds(x, rng), look)
     relief = torch.cat([s * part for s, part in zip(shares, parts, strict=True)], 1)
     relief = _stretched(relief.sum(1, keepdim=True))
-    depth = _guided(relief, luma, radius).clamp(0, 1) + _uniform(x, rng, 0.05, 0.6)
+    depth = _guided(relief, luma, radius).clamp(0, 1) + _log_uniform(x, rng, 0.03, 0.8)
     return depth / depth.mean((2, 3), keepdim=True)
 
 
-def _air_light(x: Tensor, rng: torch.Generator, low: float, high: float) -> Tensor:
-    """A pale gray with a trace of colour, [B, 3, 1, 1]."""
-    return _uniform(x, rng, low, high) + 0.02 * _normal((len(x), 3, 1, 1), x, rng).clamp(-2, 2)
+def _air_light(
+    x: Tensor, rng: torch.Generator, low: float, high: float, tint: float = 0.0
+) -> Tensor:
+    """A pale gray with a trace of colour, and up to `tint` of red against blue, [B, 3, 1, 1]."""
+    warmth = _uniform(x, rng, -tint, tint) * x.new_tensor([1, 0.2, -1]).view(1, 3, 1, 1)
+    trace = 0.02 * _normal((len(x), 3, 1, 1), x, rng).clamp(-2, 2)
+    return _uniform(x, rng, low, high) + warmth + trace
 
 
 def haze(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
-    """Haze that leaves 90 % (amount 0) to 20 % (amount 1) of the light at mean depth."""
+    """Haze that leaves 90 % (amount 0) to 20 % (amount 1) of the light at mean depth: smoke and mist,
+    gray, bluish or brown, by day or towards the night, in landscapes and in rooms."""
     beta = -torch.log(0.9 - 0.7 * _per_image(amount, x))
     t = torch.exp(-beta * pseudo_depth(x, rng))
-    return _to_8_bits(x * t + _air_light(x, rng, 0.6, 1.0) * (1 - t))
+    return _to_8_bits(x * t + _air_light(x, rng, 0.5, 1.0, tint=0.1) * (1 - t))
 
 
 def _particles(
@@ -237,55 +269,64 @@ def _veil(x: Tensor, rng: torch.Generator, amount: Tensor) -> Tensor:
     """The mist of particles too far to be seen: up to `amount` of the light, a little less below."""
     down = torch.linspace(0, 1, x.shape[2], device=x.device).view(1, 1, -1, 1)
     share = amount * _uniform(x, rng, 0, 1) * (1 - 0.4 * _uniform(x, rng, 0, 1) * down)
-    return torch.lerp(x, _air_light(x, rng, 0.55, 0.95), share)
+    return torch.lerp(x, _air_light(x, rng, 0.5, 0.95, tint=0.04), share)
+
+
+def _ambient(x: Tensor, rng: torch.Generator, light: Tensor, most: float) -> Tensor:
+    """`light` [B, 3, 1, 1], up to `most` of it of the mean colour of the image: drops and flakes
+    send on what is around them."""
+    return torch.lerp(light, x.mean((2, 3), keepdim=True), _uniform(x, rng, 0, most))
 
 
 def rain(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
-    """Rain from drizzle (amount 0) to downpour (1): fine far streaks and long near ones, all nearly
-    parallel, under a veil."""
+    """Rain from drizzle (amount 0) to downpour (1): fine short streaks far away and long near ones,
+    sharp or out of focus, all nearly parallel, under a veil."""
     amount = _per_image(amount, x)
-    scale = torch.exp(_uniform(x, rng, math.log(0.7), math.log(1.6)))  # the nearness of it all
+    scale = _log_uniform(x, rng, 0.6, 2.0)  # the nearness of it all
     slant = _uniform(x, rng, -1, 1)
-    slant = 0.7 * slant * slant.abs()
-    x = _veil(x, rng, 0.55 * amount)
-    bright = _air_light(x, rng, 0.7, 1.0)
+    slant = 0.8 * slant * slant.abs()
+    gusts = _uniform(x, rng, 0.01, 0.1)
+    light = _ambient(x, rng, _air_light(x, rng, 0.65, 1.0), 0.4)
+    x = _veil(x, rng, 0.6 * amount)
     for lengths, radii, cover, opacities in (
-        ((5, 18), (0.3, 0.6), 0.35, (0.15, 0.5)),
-        ((12, 45), (0.4, 0.9), 0.25, (0.2, 0.7)),
-        ((30, 90), (0.6, 1.8), 0.12, (0.2, 0.8)),
+        ((3, 9), (0.3, 0.5), 0.30, (0.1, 0.5)),
+        ((6, 20), (0.3, 0.6), 0.35, (0.15, 0.5)),
+        ((14, 50), (0.4, 0.9), 0.25, (0.2, 0.7)),
+        ((30, 100), (0.6, 2.0), 0.12, (0.2, 0.8)),
     ):
         layer = _particles(
             x,
             rng,
-            coverage=cover * (0.04 + 0.96 * amount) * _uniform(x, rng, 0.1, 1),
+            coverage=cover * (0.04 + 0.96 * amount) * _uniform(x, rng, -0.1, 1).clamp(min=0.003),
             radius=scale * _uniform(x, rng, *radii),
             length=scale * _uniform(x, rng, *lengths),
-            angle=slant + _uniform(x, rng, -0.04, 0.04),
-            softness=_uniform(x, rng, 0.7, 2.0),
+            angle=slant + gusts * _uniform(x, rng, -1, 1),
+            softness=_log_uniform(x, rng, 0.6, 3.5),
         )
-        x = torch.lerp(x, bright, layer * _uniform(x, rng, *opacities))
+        x = torch.lerp(x, light, layer * _uniform(x, rng, *opacities))
     return _to_8_bits(x)
 
 
 def snow(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
-    """Falling snow, from a few flakes (amount 0) to a storm (1): fine, middling and large flakes,
-    the near ones more drawn out and out of focus, under a veil."""
+    """Falling snow, from a few flakes (amount 0) to a storm (1): from grains to flakes that are near
+    and out of focus, these more drawn out and more translucent, under a veil."""
     amount = _per_image(amount, x)
-    scale = torch.exp(_uniform(x, rng, math.log(0.7), math.log(1.6)))
+    scale = _log_uniform(x, rng, 0.6, 1.7)
     slant = _uniform(x, rng, -1.2, 1.2)
     speed = _uniform(x, rng, 0, 3)  # length of the trace in radii
+    white = _ambient(x, rng, _air_light(x, rng, 0.8, 1.0), 0.2)
     x = _veil(x, rng, 0.5 * amount)
-    white = _air_light(x, rng, 0.85, 1.0)
-    for radii, cover, blurs in (
-        ((0.5, 1.1), 0.10, (0.6, 1.0)),
-        ((1.1, 2.5), 0.09, (0.7, 1.3)),
-        ((2.5, 6.0), 0.07, (0.5, 1.5)),
+    for radii, cover, blurs, opacities in (
+        ((0.4, 1.0), 0.10, (0.6, 1.0), (0.6, 1)),
+        ((1.0, 2.5), 0.09, (0.7, 1.3), (0.6, 1)),
+        ((2.5, 6.0), 0.07, (0.5, 1.5), (0.5, 1)),
+        ((6.0, 13.0), 0.07, (0.3, 1.5), (0.15, 0.7)),
     ):
         radius = scale * _uniform(x, rng, *radii)
         layer = _particles(
             x,
             rng,
-            coverage=cover * (0.06 + 0.94 * amount) * _uniform(x, rng, 0.1, 1),
+            coverage=cover * (0.06 + 0.94 * amount) * _uniform(x, rng, -0.1, 1).clamp(min=0.003),
             radius=radius,
             length=radius * speed * _uniform(x, rng, 0.5, 1),
             angle=slant + _uniform(x, rng, -0.3, 0.3),
@@ -293,7 +334,7 @@ def snow(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
         )
         grain = torch.rand(layer.shape, generator=rng, device=x.device)
         ragged = 0.55 + 0.9 * F.avg_pool2d(grain, 3, 1, 1, count_include_pad=False)
-        x = torch.lerp(x, white, (layer * ragged * _uniform(x, rng, 0.6, 1)).clamp(0, 1))
+        x = torch.lerp(x, white, (layer * ragged * _uniform(x, rng, *opacities)).clamp(0, 1))
     return _to_8_bits(x)
 
 
@@ -310,7 +351,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "noise": Kind(gaussian_noise, 0, 55, 5, (0, 255)),  # standard deviation (paper, section 4.1)
-    "camera": Kind(camera_noise, 0, 1, 1),
+    "camera": Kind(camera_noise, 0, 1, 2),
     "haze": Kind(haze, 0, 1, 2),
     "rain": Kind(rain, 0, 1, 2),
     "snow": Kind(snow, 0, 1, 2),
@@ -355,7 +396,7 @@ def apply(x: Tensor, spec: str, rng: torch.Generator) -> Tensor:
 def degrade(x: Tensor, rng: torch.Generator, clean: float = CLEAN_SHARE) -> Tensor:
     """A random degradation for every image of a batch: none with probability `clean`, otherwise one
     of KINDS by weight or, for a fifth of them, that and a later one of what a camera adds: blur,
-    noise, JPEG artefacts."""
+    noise, JPEG artefacts. Half of the noise of cameras is in JPEG files."""
     count = len(x)
     chances = torch.rand(4, count, generator=rng, device=x.device).cpu()
     names = list(KINDS)
@@ -366,7 +407,7 @@ def degrade(x: Tensor, rng: torch.Generator, clean: float = CLEAN_SHARE) -> Tens
             continue
         name = names[int((edges <= first * edges[-1]).sum())]
         plan: tuple[str, ...] = (name,)
-        if is_mixed < MIXED_SHARE:
+        if is_mixed < (FILE_SHARE if name == "camera" else MIXED_SHARE):
             later = _SECOND if name in _WEATHER else _SECOND[_SECOND.index(name) + 1 :]
             if later:
                 plan += (later[int(second * len(later))],)
