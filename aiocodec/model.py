@@ -254,9 +254,9 @@ def deepen(model: Model, config: ModelConfig) -> Model:
     deeper.load_state_dict(model.state_dict(), strict=False)
     for transform, depths in ((deeper.g_a, old.blocks_a), (deeper.g_s, old.blocks_s)):
         for stage, depth in zip(transform.stages, depths, strict=True):
-            for hatb in stage[depth:]:
-                for _, branch in hatb.branches:
-                    nn.init.zeros_(branch.project.weight)
+            for name, weight in stage.named_parameters():
+                if int(name.split(".")[0]) >= depth and name.endswith("project.weight"):
+                    nn.init.zeros_(weight)
     return deeper
 
 
