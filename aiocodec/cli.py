@@ -963,7 +963,8 @@ def train(
                 try:
                     model = deepen(model, VARIANTS[variant])
                 except ValueError as fault:
-                    raise click.UsageError(f"{start} is no smaller {variant}: {fault}") from None
+                    origin = start or "the released model"
+                    raise click.UsageError(f"{origin} is no shallower {variant}: {fault}") from None
             run(
                 folder,
                 out,

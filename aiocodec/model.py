@@ -244,11 +244,10 @@ def deepen(model: Model, config: ModelConfig) -> Model:
     Raises ValueError where `config` differs in more than its depths, or has fewer blocks.
     """
     old = model.config
-    pairs = (*zip(old.blocks_a, config.blocks_a, strict=True),)
-    pairs += (*zip(old.blocks_s, config.blocks_s, strict=True),)
-    if replace(old, blocks_a=config.blocks_a, blocks_s=config.blocks_s) != config:
+    if replace(config, blocks_a=old.blocks_a, blocks_s=old.blocks_s) != old:
         raise ValueError("only the depths of a model can grow")
-    if any(after < before for before, after in pairs):
+    before, after = (c.blocks_a + c.blocks_s for c in (old, config))
+    if any(b < a for a, b in zip(before, after, strict=True)):
         raise ValueError("a model cannot lose blocks")
     deeper = Model(config)
     deeper.load_state_dict(model.state_dict(), strict=False)

@@ -312,7 +312,7 @@ def test_pseudo_depth_is_positive_and_of_mean_1(images):
 
 
 def test_pseudo_depth_is_of_rooms_and_of_landscapes():
-    """Far over near is thirty and more in some, less than four in others."""
+    """Far over near is above fifteen in some, below 3.5 in others."""
     depth = pseudo_depth(flat(128, 60, 64), seeded()).flatten(1)
     ratio = depth.amax(1) / depth.amin(1)
     assert ratio.max() > 15 and ratio.min() < 3.5
