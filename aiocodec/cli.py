@@ -864,6 +864,12 @@ SHARES = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}  # of the time, where l
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of clean images.",
 )
+@click.option(
+    "--pairs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="Folder of NAME_in.* spoiled and NAME_gt.* clean; may be repeated.",
+)
 @click.option("--pretrained", is_flag=True, help="Start from the released weights of the variant.")
 @click.option(
     "--start",
@@ -897,6 +903,7 @@ def train(
     compile: bool,
     seed: int,
     validation: Path | None,
+    pairs: tuple[Path, ...],
     pretrained: bool,
     start: Path | None,
     device: str,
@@ -949,6 +956,7 @@ def train(
                 phases=phases,
                 optimiser=optimiser,
                 lr_matrix=lr,
+                lr_other=lr / 5,
                 balance=balance,
                 clean=clean,
                 compile=compile,
@@ -971,6 +979,7 @@ def train(
                 variant,
                 config,
                 validation=validation,
+                pairs=pairs,
                 start=model,
                 device=device,
                 stop_minutes=stop_after or math.inf,

@@ -51,9 +51,18 @@ def orthogonalise(g: Tensor) -> Tensor:
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    a = x @ x.mT
+    if 2 * x.shape[-2] > x.shape[-1]:
+        for _ in range(5):
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+            a = x @ x.mT
+    else:  # the iteration on the small Gram matrix alone: all its polynomials commute
+        identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        q = identity
+        for _ in range(5):
+            b = 3.4445 * identity - 4.7750 * a + 2.0315 * a @ a
+            q, a = b @ q, b @ a @ b
+        x = q @ x
     return (x.mT if tall else x).to(g.dtype)
 
 

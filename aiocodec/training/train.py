@@ -26,7 +26,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,13 +38,16 @@ from torch import Tensor, nn
 from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import LMBDA_MAX, LMBDA_MIN, STRIDE, VARIANTS, Model, ModelConfig, lmbda
-from aiocodec.training.data import Photographs, out_of_memory
+from aiocodec.training.data import Pairs, Photographs, out_of_memory
 from aiocodec.training.degrade import CLEAN_SHARE, apply, degrade
 from aiocodec.training.optim import SOAP, Muon
 
 VALIDATION = ("clean", "noise:15", "noise:25", "noise:50", "haze", "rain", "snow", "jpeg:40")
 VALIDATION_QUALITIES = (10, 50, 90)
-HOPELESS = 0.1  # an MSE of this / sqrt(lmbda), about eight times that of clean images, counts half
+HOPELESS = (
+    0.5  # from an MSE of this / sqrt(lmbda) on, some forty times that of clean images, only its
+)
+# logarithm counts; 0.1 weighed haze and heavy rain away
 SKIPS = 20  # skipped steps in a row after which a run has diverged
 PART_BYTES = 14 << 20  # of a file of weights, so that each can travel where large files cannot
 
@@ -64,7 +67,8 @@ class TrainConfig:
     spike: float = 8.0  # a gradient norm this many times the usual one skips the step
     ema: float = 0.999  # decay of the averaged weights, which are validated and released
     balance: float = 0.0  # weights the loss by lmbda ** -balance, so that high rates rule less
-    clean: float = CLEAN_SHARE  # probability of an input without degradation
+    clean: float = CLEAN_SHARE  # probability of a photograph without degradation
+    pairs: float = 0.25  # share of the patches that come from pairs, where there are any
     compile: bool = False  # the transforms and the entropy model, by torch.compile
     seed: int = 0
     report_seconds: float = 20.0
@@ -149,32 +153,58 @@ def validate(
     """Mean bpp (from likelihoods of rounded symbols) and mean PSNR of 8-bit pixels against the clean
     images, cropped to multiples of 64, for every degradation (as `degrade.apply` names them; that
     of image i has seed i) and quality. Of the images, every `every`-th."""
+
+    def spoiled(degradation: str, seed: int, clean: Tensor) -> Tensor:
+        # drawn on the CPU, so that every machine validates on the same pixels
+        rng = torch.Generator().manual_seed(seed)
+        return apply(clean.cpu(), degradation, rng).to(clean.device)
+
+    chosen = range(0, len(images), every)
     rows = []
     for degradation in degradations:
-        results: dict[int, list[tuple[float, float]]] = {quality: [] for quality in qualities}
-        for seed in range(0, len(images), every):
-            image = images[seed]
-            height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
-            clean = image[None, :, :height, :width].float() / 255
-            # drawn on the CPU, so that every machine validates on the same pixels
-            rng = torch.Generator().manual_seed(seed)
-            x = apply(clean.cpu(), degradation, rng).to(clean.device)
-            x = x.contiguous(memory_format=torch.channels_last)
-            for quality in qualities:
-                out = model(x, torch.tensor([float(quality)], device=x.device), noise=False)
-                x_hat = (out.x_hat.clamp(0, 1) * 255).round() / 255
-                mse = (x_hat - clean).square().mean().item()
-                results[quality].append((out.bpp().item(), psnr_from_mse(mse)))
-        for quality, pairs in results.items():
-            bpp, psnr = (sum(column) / len(column) for column in zip(*pairs, strict=True))
-            rows.append(
-                {
-                    "degradation": degradation,
-                    "quality": quality,
-                    "bpp": round(bpp, 4),
-                    "psnr": round(psnr, 3),
-                }
-            )
+        samples = ((c, spoiled(degradation, i, c)) for i in chosen for c in [_cropped(images[i])])
+        rows += _curve(model, degradation, samples, qualities)
+    return rows
+
+
+@torch.no_grad()
+def validate_pairs(
+    model: Model,
+    pairs: Pairs,
+    name: str,
+    qualities: tuple[int, ...] = VALIDATION_QUALITIES,
+    every: int = 1,
+) -> list[dict[str, Any]]:
+    """As `validate`, for pictures that are spoiled already; rows are named `name`."""
+    chosen = range(0, len(pairs), every)
+    samples = ((_cropped(pairs.clean[i]), _cropped(pairs.spoiled[i])) for i in chosen)
+    return _curve(model, name, samples, qualities)
+
+
+def _cropped(image: Tensor) -> Tensor:
+    """uint8 [3, H, W] as float [1, 3, h, w] in 0..1, sides cut to multiples of 64."""
+    height, width = (side // STRIDE * STRIDE for side in image.shape[1:])
+    return image[None, :, :height, :width].float() / 255
+
+
+def _curve(
+    model: Model, name: str, samples: Iterable[tuple[Tensor, Tensor]], qualities: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """A row per quality for (clean, spoiled) images."""
+    results: dict[int, list[tuple[float, float]]] = {quality: [] for quality in qualities}
+    for clean, x in samples:
+        x = x.contiguous(memory_format=torch.channels_last)
+        for quality in qualities:
+            out = model(x, torch.tensor([float(quality)], device=x.device), noise=False)
+            x_hat = (out.x_hat.clamp(0, 1) * 255).round() / 255
+            mse = (x_hat - clean).square().mean().item()
+            results[quality].append((out.bpp().item(), psnr_from_mse(mse)))
+    rows = []
+    for quality, points in results.items():
+        bpp, psnr = (sum(column) / len(column) for column in zip(*points, strict=True))
+        rows.append(
+            {"degradation": name, "quality": quality, "bpp": round(bpp, 4), "psnr": round(psnr, 3)}
+        )
     return rows
 
 
@@ -329,11 +359,17 @@ class Run:
         side, count = self.config.phase(self.progress)
         return side, max(1, min(count, self.largest // side**2))
 
-    def update(self, clean: Tensor, rng: torch.Generator) -> tuple[float, float, float] | None:
+    def update(
+        self, clean: Tensor, rng: torch.Generator, spoiled: Tensor | None = None
+    ) -> tuple[float, float, float] | None:
         """One step on a batch; mean loss, bpp and MSE, or None where the step was skipped: not
-        finite, or a spike of the gradient."""
+        finite, or a spike of the gradient. The last of the batch are those of `spoiled`, clean; the
+        others are degraded here."""
         config = self.config
-        degraded = degrade(clean, rng, config.clean)
+        given = 0 if spoiled is None else len(spoiled)
+        degraded = degrade(clean[: len(clean) - given], rng, config.clean)
+        if spoiled is not None:
+            degraded = torch.cat([degraded, spoiled])
         degraded = degraded.contiguous(memory_format=torch.channels_last)
         quality = torch.rand(len(clean), generator=rng, device=clean.device) * 100
         losses = rate_distortion(self.model, clean, degraded, quality, config.balance)
@@ -434,12 +470,37 @@ class _Signals:
             signal.raise_signal(self.caught[0])
 
 
+def _draw(
+    images: Photographs,
+    weather: Sequence[Pairs],
+    count: int,
+    side: int,
+    rng: torch.Generator,
+    share: float,
+) -> tuple[Tensor, Tensor | None]:
+    """A batch of clean patches, and the spoiled ones of its last, which come from pairs; the first
+    is always from `images`."""
+    parts, spoiled, left = [], [], count - 1
+    for pairs in weather:
+        chance = torch.rand((), generator=rng, device=rng.device).item()
+        given = min(left, int(share * count / len(weather) + chance))
+        left -= given
+        if given:
+            patches, targets = pairs.batch(given, side, rng)
+            parts.append(targets)
+            spoiled.append(patches)
+    parts.insert(0, images.batch(left + 1, side, rng))
+    clean = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+    return clean, torch.cat(spoiled) if spoiled else None
+
+
 def train(
     folder: Path,
     output: Path,
     variant: str = "nano",
     config: TrainConfig = TrainConfig(),
     *,
+    pairs: Sequence[Path] = (),
     validation: Path | None = None,
     start: Model | None = None,
     device: str = "cpu",
@@ -450,7 +511,8 @@ def train(
     `output/checkpoint.pt` where there is one, else from `start`, else from scratch.
 
     With `stop_minutes` this call ends after so many minutes of optimisation, whatever is left of the
-    budget, by which the learning rate goes. `report` gets every row of the log.
+    budget, by which the learning rate goes. Of the folders `pairs` (see `data.Pairs`) a share of the
+    patches is drawn, the same number from each; what they hold back is validated. `report` gets every row of the log.
 
     Raises ImageError for a folder without images of the size of the patches, LimitError where not
     even one patch fits into memory, Diverged after twenty skipped steps in a row, TrainingError for a
@@ -458,6 +520,7 @@ def train(
     effect after it, with a checkpoint.
     """
     output.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     model = start if start is not None else Model(VARIANTS[variant])
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -467,6 +530,8 @@ def train(
         run.load(checkpoint)
     images = Photographs.load(folder, device)
     held_out = Photographs.load(validation, device) if validation else None
+    weather = [Pairs.load(folder, device) for folder in pairs]
+    held_pairs = {folder.name: Pairs.load(folder, device, held_out=True) for folder in pairs}
     largest = max(side for _, side, _ in config.phases)
     if largest > images.largest:
         raise ImageError(f"no training image is {largest} pixels wide and high")
@@ -486,14 +551,18 @@ def train(
         """Write the averaged weights, and validate them."""
         save_weights(run.average, output, run.progress)
         if held_out is not None:
-            log({"validation": validate(run.average, held_out, every=every)})
+            rows = validate(run.average, held_out, every=every)
+            for name, pairs in held_pairs.items():
+                rows += validate_pairs(run.average, pairs, f"{name} pairs", every=every)
+            log({"validation": rows})
             plot(output / "log.jsonl", output / "rd.png")
 
     log(
         {
             "images": len(images),
             "megapixels": round(images.megapixels, 1),
-            "unreadable": list(images.unreadable),
+            "pairs": sum(map(len, weather)),
+            "unreadable": [*images.unreadable, *(why for p in weather for why in p.left_out)],
             "device": device,
             "model": model.config.to_dict(),
             "config": asdict(config),
@@ -506,10 +575,10 @@ def train(
     while run.progress < 1 and run.seconds < end:
         side, count = run.patch()
         with _Signals() as signals:
-            clean = images.batch(count, side, rng).contiguous(memory_format=torch.channels_last)
+            clean, spoiled = _draw(images, weather, count, side, rng, config.pairs)
             fits, result = True, None
             try:
-                result = run.update(clean, rng)
+                result = run.update(clean, rng, spoiled)
             except (RuntimeError, MemoryError) as fault:
                 if not out_of_memory(fault):
                     raise
