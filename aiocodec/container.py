@@ -1,13 +1,14 @@
-"""The .aic container, version 1: bytes <-> header and chunks.
+"""The .aic container, versions 1 and 2: bytes <-> header and chunks.
 
 A file is a header of 32 bytes followed by a body of chunks and nothing else. All integers are
-unsigned and little-endian. CRC32 is that of zlib, gzip and PNG.
+unsigned and little-endian. CRC32 is that of zlib, gzip and PNG. Version 2 is written, both are read;
+the payload of LATENTS is all that differs. docs/format.md explains the format at length.
 
 Header:
 
     offset  size  field
          0     4  magic 8A 41 49 43
-         4     1  bitstream version: 1
+         4     1  bitstream version: 1 or 2
          5     1  critical flags: none is defined, a reader refuses a file with any bit set
          6     1  informative flags: 1 gray source, 2 source had alpha, 4 source had 16 bits per
                   sample, 8 EXIF orientation was applied; a reader ignores the other bits
@@ -31,14 +32,19 @@ Chunk, back to back until the body ends:
 Types, in any order, each of them at most once (an unknown type may repeat):
 
       type  name        payload
-      0x01  LATENTS     required: CRC32 of all decoded symbols (4 bytes), then the words of one
-                        range-coder stream (4 bytes each, possibly none)
-      0x02  TILING      reserved; refused by this version
+      0x01  LATENTS     required, see below
       0x81  ALPHA       alpha channel, lossless
       0x82  ICC         ICC profile
       0x83  EXIF        EXIF metadata
       0x84  XMP         XMP packet
       0x85  PROVENANCE  what wrote the file: transform variant and software version
+
+Payload of LATENTS:
+
+      size  field
+         4  CRC32 of the symbols of z; this field is absent in version 1
+         4  CRC32 of all symbols, z and then y in the order of coding
+        4n  the n >= 0 words of one range-coder stream
 
 Payloads are opaque here, but for the frame of LATENTS.
 """
@@ -52,7 +58,7 @@ from dataclasses import dataclass
 from aiocodec.errors import AicError, BitstreamError, LimitError, VersionError
 
 MAGIC = b"\x8aAIC"
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = 32
 DEFAULT_MAX_PIXELS = 1 << 28
 
@@ -66,7 +72,7 @@ _FIELDS = struct.Struct("<4s4BII8sI")  # the header without its CRC
 
 
 class Flags(enum.IntFlag):
-    """What the source image was; decoding does not depend on it. Unknown bits are preserved."""
+    """What the source image was; no symbol depends on it. Unknown bits are preserved."""
 
     GRAY = 1
     ALPHA = 2
@@ -78,10 +84,9 @@ _NO_FLAGS = Flags(0)
 
 
 class ChunkType(enum.IntEnum):
-    """The chunk types that version 1 defines."""
+    """The chunk types that are defined, the same in both versions."""
 
     LATENTS = 0x01
-    TILING = 0x02
     ALPHA = 0x81
     ICC = 0x82
     EXIF = 0x83
@@ -101,7 +106,7 @@ class Header:
     height: int  # pixels, 1..65535
     fingerprint: bytes  # exactly 8 bytes
     flags: Flags = _NO_FLAGS  # 0..255
-    version: int = VERSION  # VERSION, there is no other yet
+    version: int = VERSION  # 1..VERSION
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,15 @@ class Container:
         return next((payload for known, payload in self.chunks if known == type), None)
 
 
+@dataclass(frozen=True)
+class Latents:
+    """A LATENTS payload, taken apart. The ranges are enforced by `pack_latents`."""
+
+    words: bytes  # a range-coder stream, as little-endian words of 4 bytes
+    symbols_crc: int  # CRC32 of all symbols, 0..2^32 - 1
+    z_crc: int | None  # CRC32 of the symbols of z, 0..2^32 - 1; None in version 1, and only there
+
+
 def pack(header: Header, chunks: Iterable[tuple[int, bytes]]) -> bytes:
     """Return the file made of `header` and `chunks`, (type, payload) pairs kept in order.
 
@@ -125,6 +139,7 @@ def pack(header: Header, chunks: Iterable[tuple[int, bytes]]) -> bytes:
     """
     chunks = tuple(chunks)
     try:
+        _check_version(header.version)
         _check_header(header)
         _check_types([type for type, _ in chunks])
     except AicError as fault:
@@ -174,27 +189,31 @@ def unpack(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Container:
     return Container(header, tuple(chunks))
 
 
-def pack_latents(words: bytes, symbols_crc: int) -> bytes:
-    """Return the LATENTS payload.
+def pack_latents(latents: Latents) -> bytes:
+    """Return the payload for a file of version 1 if `latents.z_crc` is None, else of version 2.
 
-    `words` is a range-coder stream as little-endian 32-bit words, `symbols_crc` the CRC32 of the
-    symbols coded in it. Raises ValueError if `words` ends within a word or the CRC is not a u32.
+    Raises ValueError if the words end within a word or a CRC is not a 32-bit number.
     """
-    if len(words) % 4:
-        raise ValueError(f"{len(words)} bytes are not a whole number of words")
-    if not 0 <= symbols_crc <= _MAX_U32:
-        raise ValueError(f"the CRC {symbols_crc} is not a 32-bit number")
-    return _U32.pack(symbols_crc) + words
+    if len(latents.words) % 4:
+        raise ValueError(f"{len(latents.words)} bytes are not a whole number of words")
+    crcs = [crc for crc in (latents.z_crc, latents.symbols_crc) if crc is not None]
+    for crc in crcs:
+        if not 0 <= crc <= _MAX_U32:
+            raise ValueError(f"the CRC {crc} is not a 32-bit number")
+    return b"".join(map(_U32.pack, crcs)) + latents.words
 
 
-def unpack_latents(payload: bytes) -> tuple[bytes, int]:
-    """Return (words, symbols_crc) of a LATENTS payload, as `pack_latents` took them.
+def unpack_latents(payload: bytes, version: int) -> Latents:
+    """Take the LATENTS payload of a file of this version, 1 or 2, apart.
 
-    Raises BitstreamError unless the payload is 4 + 4n bytes long.
+    Raises BitstreamError unless the payload is 4 + 4n bytes long in version 1, 8 + 4n in version 2.
     """
-    if len(payload) < 4 or len(payload) % 4:
+    start = 4 if version == 1 else 8
+    if len(payload) < start or len(payload) % 4:
         raise BitstreamError(f"the LATENTS chunk has an impossible length of {len(payload)} bytes")
-    return payload[4:], _U32.unpack_from(payload)[0]
+    symbols_crc = _U32.unpack_from(payload, start - 4)[0]
+    z_crc = None if version == 1 else _U32.unpack_from(payload)[0]
+    return Latents(payload[start:], symbols_crc, z_crc)
 
 
 def _unpack_header(data: bytes) -> tuple[Header, int]:
@@ -204,8 +223,8 @@ def _unpack_header(data: bytes) -> tuple[Header, int]:
     """
     if data[:4] != MAGIC:
         raise BitstreamError("not an .aic file")
-    if len(data) > 4 and data[4] != VERSION:
-        raise VersionError(f"unknown bitstream version {data[4]}, only {VERSION} is supported")
+    if len(data) > 4:
+        _check_version(data[4])
     if len(data) < HEADER_SIZE:
         raise BitstreamError(f"truncated: {len(data)} of {HEADER_SIZE} header bytes")
     fields = data[: _FIELDS.size]
@@ -221,10 +240,14 @@ def _unpack_header(data: bytes) -> tuple[Header, int]:
     return header, body_length
 
 
+def _check_version(version: int) -> None:
+    """Raise VersionError unless this is a version that can be read and written."""
+    if not 1 <= version <= VERSION:
+        raise VersionError(f"unknown bitstream version {version}, 1 to {VERSION} are supported")
+
+
 def _check_header(header: Header) -> None:
-    """Raise BitstreamError or VersionError unless every field is in the range `Header` names."""
-    if header.version != VERSION:
-        raise VersionError(f"unknown bitstream version {header.version}")
+    """Raise BitstreamError unless every field but the version is in the range `Header` names."""
     if not 0 <= header.quality <= 100:
         raise BitstreamError(f"quality {header.quality} is not in 0..100")
     if not (1 <= header.width <= _MAX_SIDE and 1 <= header.height <= _MAX_SIDE):
@@ -242,8 +265,6 @@ def _check_types(types: Sequence[int]) -> None:
     for type in types:
         if not 0 <= type <= 255:
             raise BitstreamError(f"chunk type {type} does not fit in a byte")
-        if type == ChunkType.TILING:
-            raise VersionError("TILING chunks are not supported")
         if type != ChunkType.LATENTS and not type & _SKIPPABLE:
             raise VersionError(f"unknown critical chunk type 0x{type:02x}")
     for known in ChunkType:

@@ -18,6 +18,7 @@ from aiocodec.container import (
     Container,
     Flags,
     Header,
+    Latents,
     pack,
     pack_latents,
     unpack,
@@ -27,10 +28,10 @@ from aiocodec.errors import AicError, BitstreamError, LimitError, VersionError
 
 FINGERPRINT = bytes(range(8))
 HEADER = Header(quality=50, width=640, height=480, fingerprint=FINGERPRINT)
-LATENTS = (ChunkType.LATENTS, pack_latents(b"wordWORD", 0x01234567))
+LATENTS = (ChunkType.LATENTS, pack_latents(Latents(b"wordWORD", 0x01234567, 0x89ABCDEF)))
 UNKNOWN = 0xC3  # skippable
 
-GOLDEN = bytes.fromhex(
+GOLDEN_1 = bytes.fromhex(
     "8a414943 01 00 09 4b"  # magic, version, critical flags, GRAY | ORIENTED, quality 75
     "2c010000 c8000000"  # 300 x 200
     "f0e1d2c3b4a59687"  # fingerprint
@@ -38,6 +39,16 @@ GOLDEN = bytes.fromhex(
     "01 08 efbeadde 04030201 721a78c6"  # LATENTS: CRC of symbols, one word; CRC
     "82 03 696363 2843dcc2"  # ICC: "icc"; CRC
 )
+GOLDEN_2 = bytes.fromhex(
+    "8a414943 02 00 09 4b"
+    "2c010000 c8000000"
+    "f0e1d2c3b4a59687"
+    "1b000000 4324f8d2"
+    "01 0c 0df0fe0f efbeadde 04030201 118fb661"  # LATENTS: CRC of z, of all symbols, one word; CRC
+    "82 03 696363 2843dcc2"
+)
+
+both_versions = pytest.mark.parametrize("version", [1, 2])
 
 
 def u32(value: int) -> bytes:
@@ -56,7 +67,7 @@ LATENTS_CHUNK = raw_chunk(*LATENTS)
 def raw_file(
     body: bytes = LATENTS_CHUNK,
     *,
-    version: int = 1,
+    version: int = VERSION,
     critical: int = 0,
     flags: int = 0,
     quality: int = 50,
@@ -83,7 +94,7 @@ def refused(data: bytes) -> AicError:
 
 
 def random_container(
-    rng: random.Random, max_payload: int
+    rng: random.Random, version: int, max_payload: int
 ) -> tuple[Header, list[tuple[int, bytes]]]:
     header = Header(
         quality=rng.randint(0, 100),
@@ -91,6 +102,7 @@ def random_container(
         height=rng.randint(1, 65535),
         fingerprint=rng.randbytes(8),
         flags=Flags(rng.randrange(256)),
+        version=version,
     )
     optional = [type for type in ChunkType if type & 0x80]
     types: list[int] = [ChunkType.LATENTS, *rng.sample(optional, rng.randint(0, len(optional)))]
@@ -102,35 +114,46 @@ def random_container(
 # What is packed comes back
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_round_trip(seed: int) -> None:
-    header, chunks = random_container(random.Random(seed), max_payload=300)
+@both_versions
+@pytest.mark.parametrize("seed", range(100))
+def test_round_trip(seed: int, version: int) -> None:
+    header, chunks = random_container(random.Random(seed), version, max_payload=300)
     data = pack(header, iter(chunks))
     assert unpack(data) == Container(header, tuple(chunks))
     assert pack(header, chunks) == data
 
 
-def test_golden() -> None:
-    body = raw_chunk(1, u32(0xDEADBEEF) + bytes([4, 3, 2, 1])) + raw_chunk(0x82, b"icc")
+@pytest.mark.parametrize(
+    ("version", "z_crc", "golden"), [(1, None, GOLDEN_1), (2, 0x0FFEF00D, GOLDEN_2)]
+)
+def test_golden(version: int, z_crc: int | None, golden: bytes) -> None:
+    crcs = u32(0xDEADBEEF) if z_crc is None else u32(z_crc) + u32(0xDEADBEEF)
+    body = raw_chunk(1, crcs + bytes([4, 3, 2, 1])) + raw_chunk(0x82, b"icc")
     fingerprint = bytes.fromhex("f0e1d2c3b4a59687")
-    built = raw_file(body, flags=9, quality=75, width=300, height=200, fingerprint=fingerprint)
-    assert built.hex() == GOLDEN.hex()
-
-    header = Header(75, 300, 200, fingerprint, Flags.GRAY | Flags.ORIENTED)
-    chunks = (
-        (ChunkType.LATENTS, pack_latents(bytes([4, 3, 2, 1]), 0xDEADBEEF)),
-        (ChunkType.ICC, b"icc"),
+    built = raw_file(
+        body,
+        version=version,
+        flags=9,
+        quality=75,
+        width=300,
+        height=200,
+        fingerprint=fingerprint,
     )
-    assert unpack(GOLDEN) == Container(header, chunks)
-    assert pack(header, chunks) == GOLDEN
+    assert built.hex() == golden.hex()
+
+    header = Header(75, 300, 200, fingerprint, Flags.GRAY | Flags.ORIENTED, version)
+    latents = Latents(bytes([4, 3, 2, 1]), 0xDEADBEEF, z_crc)
+    chunks = ((ChunkType.LATENTS, pack_latents(latents)), (ChunkType.ICC, b"icc"))
+    assert unpack(golden) == Container(header, chunks)
+    assert unpack_latents(chunks[0][1], version) == latents
+    assert pack(header, chunks) == golden
 
 
 def test_constants_are_those_of_the_format() -> None:
-    assert (MAGIC.hex(), VERSION, HEADER_SIZE, DEFAULT_MAX_PIXELS) == ("8a414943", 1, 32, 2**28)
+    assert (MAGIC.hex(), VERSION, HEADER_SIZE, DEFAULT_MAX_PIXELS) == ("8a414943", 2, 32, 2**28)
     assert (Flags.GRAY, Flags.ALPHA, Flags.SIXTEEN_BIT, Flags.ORIENTED) == (1, 2, 4, 8)
     assert {type.name: int(type) for type in ChunkType} == {
         "LATENTS": 0x01,
-        "TILING": 0x02,
         "ALPHA": 0x81,
         "ICC": 0x82,
         "EXIF": 0x83,
@@ -161,7 +184,7 @@ def test_get() -> None:
 def test_length_is_minimal_leb128(size: int, length: str) -> None:
     data = pack(HEADER, [(ChunkType.EXIF, bytes(size)), LATENTS])
     assert data[33 : 33 + len(length) // 2].hex() == length
-    assert data[32:-18] == raw_chunk(0x83, bytes(size), bytes.fromhex(length))
+    assert data[32 : -len(LATENTS_CHUNK)] == raw_chunk(0x83, bytes(size), bytes.fromhex(length))
     assert unpack(data).get(ChunkType.EXIF) == bytes(size)
 
 
@@ -173,9 +196,10 @@ def test_unknown_informative_flags_are_kept(flags: int) -> None:
     assert pack(container.header, container.chunks) == raw_file(flags=flags)
 
 
-def test_unknown_skippable_chunks_are_kept_in_order_and_may_repeat() -> None:
+@both_versions
+def test_unknown_skippable_chunks_are_kept_in_order_and_may_repeat(version: int) -> None:
     chunks = ((UNKNOWN, b"b"), LATENTS, (UNKNOWN, b"a"), (0x80, b""), (0xFF, b"z"))
-    data = raw_file(b"".join(raw_chunk(*chunk) for chunk in chunks))
+    data = raw_file(b"".join(raw_chunk(*chunk) for chunk in chunks), version=version)
     container = unpack(data)
     assert container.chunks == chunks
     assert pack(container.header, container.chunks) == data
@@ -192,16 +216,18 @@ def test_extremes_are_accepted(width: int, height: int, quality: int) -> None:
 # Nothing damaged is accepted
 
 
+@both_versions
 @pytest.mark.parametrize("seed", range(4))
-def test_every_truncation_is_refused(seed: int) -> None:
-    data = pack(*random_container(random.Random(seed), max_payload=40))
+def test_every_truncation_is_refused(seed: int, version: int) -> None:
+    data = pack(*random_container(random.Random(seed), version, max_payload=40))
     for size in range(len(data)):
         assert isinstance(refused(data[:size]), BitstreamError)
 
 
+@both_versions
 @pytest.mark.parametrize("seed", range(4))
-def test_every_bit_flip_is_refused(seed: int) -> None:
-    data = pack(*random_container(random.Random(seed), max_payload=40))
+def test_every_bit_flip_is_refused(seed: int, version: int) -> None:
+    data = pack(*random_container(random.Random(seed), version, max_payload=40))
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -225,7 +251,7 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
 def test_trailing_bytes_and_truncation_have_their_own_messages() -> None:
     with pytest.raises(BitstreamError, match="after the end of the image: 1"):
         unpack(raw_file() + b"\0")
-    with pytest.raises(BitstreamError, match="truncated: 17 of 18 bytes"):
+    with pytest.raises(BitstreamError, match="truncated: 21 of 22 bytes"):
         unpack(raw_file()[:-1])
     with pytest.raises(BitstreamError, match="truncated: 31 of 32 header bytes"):
         unpack(raw_file()[:31])
@@ -233,41 +259,56 @@ def test_trailing_bytes_and_truncation_have_their_own_messages() -> None:
     assert isinstance(refused(raw_file() + raw_file()), BitstreamError)
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 3, 255])
 def test_unknown_version(version: int) -> None:
     for data in (raw_file(version=version), MAGIC + bytes([version])):
         with pytest.raises(VersionError, match=f"version {version}"):
             unpack(data)
 
 
+@pytest.mark.parametrize(("version", "other"), [(1, 2), (2, 1), (1, 3), (2, 0)])
+def test_a_changed_version_is_refused(version: int, other: int) -> None:
+    data = bytearray(raw_file(version=version))
+    data[4] = other
+    expected = (
+        BitstreamError if other in (1, 2) else VersionError
+    )  # an unknown one has no known CRC
+    assert isinstance(refused(bytes(data)), expected)
+
+
+@both_versions
 @pytest.mark.parametrize("bit", range(8))
-def test_every_critical_flag_is_unknown(bit: int) -> None:
+def test_every_critical_flag_is_unknown(bit: int, version: int) -> None:
     with pytest.raises(VersionError, match="critical flags"):
-        unpack(raw_file(critical=1 << bit))
+        unpack(raw_file(critical=1 << bit, version=version))
 
 
+@both_versions
 @pytest.mark.parametrize("type", [type for type in range(0x80) if type != ChunkType.LATENTS])
-def test_every_other_critical_chunk_is_refused(type: int) -> None:
+def test_every_other_critical_chunk_is_refused(type: int, version: int) -> None:
     for body in (raw_chunk(type, b"") + LATENTS_CHUNK, LATENTS_CHUNK + raw_chunk(type, b"?")):
-        with pytest.raises(VersionError, match="TILING" if type == 2 else f"0x{type:02x}"):
-            unpack(raw_file(body))
+        with pytest.raises(VersionError, match=f"0x{type:02x}"):
+            unpack(raw_file(body, version=version))
 
 
-@pytest.mark.parametrize("type", [type for type in ChunkType if type != ChunkType.TILING])
-def test_known_types_occur_at_most_once(type: ChunkType) -> None:
+@both_versions
+@pytest.mark.parametrize("type", list(ChunkType))
+def test_known_types_occur_at_most_once(type: ChunkType, version: int) -> None:
     body = LATENTS_CHUNK + raw_chunk(type, b"1")
     if type != ChunkType.LATENTS:
         body += raw_chunk(type, b"1")
     with pytest.raises(BitstreamError, match=f"more than one {type.name}"):
-        unpack(raw_file(body))
+        unpack(raw_file(body, version=version))
 
 
+@both_versions
 @pytest.mark.parametrize("body", [b"", raw_chunk(0x82, b"icc")])
-def test_latents_are_required(body: bytes) -> None:
+def test_latents_are_required(body: bytes, version: int) -> None:
     with pytest.raises(BitstreamError, match="no LATENTS"):
-        unpack(raw_file(body))
+        unpack(raw_file(body, version=version))
 
 
+@both_versions
 @pytest.mark.parametrize(
     ("length", "message"),
     [
@@ -280,10 +321,10 @@ def test_latents_are_required(body: bytes) -> None:
         ("7f", "past the end"),
     ],
 )
-def test_bad_chunk_lengths(length: str, message: str) -> None:
+def test_bad_chunk_lengths(length: str, message: str, version: int) -> None:
     body = LATENTS_CHUNK + raw_chunk(UNKNOWN, b"", bytes.fromhex(length))
     with pytest.raises(BitstreamError, match=message):
-        unpack(raw_file(body))
+        unpack(raw_file(body, version=version))
 
 
 @pytest.mark.parametrize("rest", ["c3", "c300", "c3000000", "c380", "c3ffffffff"])
@@ -291,6 +332,7 @@ def test_body_that_ends_within_a_chunk(rest: str) -> None:
     assert isinstance(refused(raw_file(LATENTS_CHUNK + bytes.fromhex(rest))), BitstreamError)
 
 
+@both_versions
 @pytest.mark.parametrize(
     "field",
     [
@@ -302,8 +344,9 @@ def test_body_that_ends_within_a_chunk(rest: str) -> None:
         {"height": 2**32 - 1},
     ],
 )
-def test_header_values_out_of_range(field: dict[str, int]) -> None:
-    assert isinstance(refused(raw_file(**field)), BitstreamError)  # type: ignore[arg-type]
+def test_header_values_out_of_range(field: dict[str, int], version: int) -> None:
+    data = raw_file(version=version, **field)  # type: ignore[arg-type]
+    assert isinstance(refused(data), BitstreamError)
 
 
 # The pixel limit
@@ -342,7 +385,8 @@ def test_pixel_limit_comes_after_the_header_crc() -> None:
         Header(50, 1, 1, FINGERPRINT[:7]),
         Header(50, 1, 1, FINGERPRINT + b"8"),
         Header(50, 1, 1, FINGERPRINT, Flags(256)),
-        Header(50, 1, 1, FINGERPRINT, version=2),
+        Header(50, 1, 1, FINGERPRINT, version=0),
+        Header(50, 1, 1, FINGERPRINT, version=3),
     ],
 )
 def test_pack_refuses_bad_headers(header: Header) -> None:
@@ -357,8 +401,7 @@ def test_pack_refuses_bad_headers(header: Header) -> None:
         [(ChunkType.ICC, b"")],
         [LATENTS, LATENTS],
         [LATENTS, (ChunkType.ICC, b"1"), (ChunkType.ICC, b"2")],
-        [LATENTS, (ChunkType.TILING, b"")],
-        [LATENTS, (0x03, b"")],
+        [LATENTS, (0x02, b"")],
         [LATENTS, (-1, b"")],
         [LATENTS, (256, b"")],
     ],
@@ -374,21 +417,38 @@ def test_pack_refuses_bad_chunks(chunks: list[tuple[int, bytes]]) -> None:
 @pytest.mark.parametrize("words", [b"", b"word", b"wordWORD"])
 @pytest.mark.parametrize("crc", [0, 0x01020304, 2**32 - 1])
 def test_latents_round_trip(words: bytes, crc: int) -> None:
-    payload = pack_latents(words, crc)
-    assert payload == u32(crc) + words
-    assert unpack_latents(payload) == (words, crc)
+    old, new = Latents(words, crc, None), Latents(words, crc, 0x05060708)
+    assert pack_latents(old) == u32(crc) + words
+    assert pack_latents(new) == u32(0x05060708) + u32(crc) + words
+    assert unpack_latents(pack_latents(old), 1) == old
+    assert unpack_latents(pack_latents(new), 2) == new
 
 
-@pytest.mark.parametrize("size", [0, 1, 3, 5, 6, 7, 9])
-def test_latents_of_an_impossible_length(size: int) -> None:
-    with pytest.raises(BitstreamError, match="LATENTS"):
-        unpack_latents(bytes(size))
+@pytest.mark.parametrize(
+    ("version", "sizes"), [(1, [0, 1, 3, 5, 6, 7, 9]), (2, [0, 1, 3, 4, 5, 6, 7, 9, 10, 11, 13])]
+)
+def test_latents_of_an_impossible_length(version: int, sizes: list[int]) -> None:
+    for size in sizes:
+        with pytest.raises(BitstreamError, match="LATENTS"):
+            unpack_latents(bytes(size), version)
 
 
-@pytest.mark.parametrize(("words", "crc"), [(b"wor", 0), (b"words", 0), (b"", -1), (b"", 2**32)])
-def test_pack_latents_refuses_bad_arguments(words: bytes, crc: int) -> None:
+@pytest.mark.parametrize(
+    ("words", "symbols_crc", "z_crc"),
+    [
+        (b"wor", 0, 0),
+        (b"words", 0, None),
+        (b"", -1, 0),
+        (b"", 2**32, None),
+        (b"", 0, -1),
+        (b"", 0, 2**32),
+    ],
+)
+def test_pack_latents_refuses_bad_arguments(
+    words: bytes, symbols_crc: int, z_crc: int | None
+) -> None:
     with pytest.raises(ValueError):
-        pack_latents(words, crc)
+        pack_latents(Latents(words, symbols_crc, z_crc))
 
 
 # Imports

@@ -1,0 +1,223 @@
+"""docs/format.md is enough: the range coder and the order of symbols, written from it alone."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aiocodec.container import unpack, unpack_latents
+from aiocodec.errors import BitstreamError
+from aiocodec.rangecoder import Decoder, Encoder, Tables, gaussian_tables, quantise
+
+FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
+
+
+class Refused(Exception):
+    pass
+
+
+class WrittenDecoder:
+    def __init__(self, data):
+        self.words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+        self.offset = self.next_word() << 32 | self.next_word()
+        self.range = 2**64 - 1
+
+    def next_word(self):
+        return self.words.pop(0) if self.words else 0
+
+    def decode(self, frequencies):
+        scale = self.range >> 24
+        quantile = self.offset // scale
+        if quantile >= 2**24:
+            raise Refused
+        i = left = 0
+        while left + frequencies[i] <= quantile:
+            left += frequencies[i]
+            i += 1
+        self.offset -= scale * left
+        self.range = scale * frequencies[i]
+        if self.range < 2**32:
+            self.offset = self.offset << 32 | self.next_word()
+            self.range <<= 32
+        return i
+
+    def finish(self):
+        if self.words or self.offset >= 2**33 - 1:
+            raise Refused
+
+    def call(self, indexes, tables):
+        """The symbols of one call; `tables` has (frequencies, low) for every table."""
+        symbols, escaped = {}, {}
+        for at in sorted(range(len(indexes)), key=lambda at: indexes[at]):
+            frequencies, low = tables[indexes[at]]
+            entry = self.decode(frequencies)
+            symbols[at] = low + entry
+            if entry == len(frequencies) - 1:
+                escaped[at] = None
+        for at in escaped:
+            escaped[at] = self.decode(uniform(17))
+        codes = {at: k for at, k in escaped.items() if k < 2}
+        for k in range(2, 17):
+            for at in escaped:
+                if escaped[at] == k:
+                    codes[at] = 2 ** (k - 1) + self.decode(uniform(2 ** (k - 1)))
+        if 65535 in codes.values():
+            raise Refused
+        symbols |= {at: -(code + 1) // 2 if code % 2 else code // 2 for at, code in codes.items()}
+        return [symbols[at] for at in range(len(indexes))]
+
+
+class WrittenEncoder:
+    def __init__(self):
+        self.words, self.lower, self.range = [], 0, 2**64 - 1
+
+    def encode(self, i, frequencies):
+        scale = self.range >> 24
+        self.lower += scale * sum(frequencies[:i])
+        self.range = scale * frequencies[i]
+        self.carry()
+        if self.range < 2**32:
+            self.words.append(self.lower >> 32)
+            self.lower = (self.lower << 32) % 2**64
+            self.range <<= 32
+
+    def carry(self):
+        if self.lower >= 2**64:
+            self.lower -= 2**64
+            k = len(self.words) - 1
+            while self.words[k] == 2**32 - 1:
+                self.words[k] = 0
+                k -= 1
+            self.words[k] += 1
+
+    def finish(self):
+        if self.range == 2**64 - 1:
+            return b""
+        upper = (self.lower + self.range) % 2**64
+        self.lower += 2**32 - 1
+        self.carry()
+        self.words.append(self.lower >> 32)
+        if upper >> 32 == self.lower >> 32:
+            self.words.append(0)
+        return b"".join(word.to_bytes(4, "little") for word in self.words)
+
+
+def uniform(m):
+    p = 2**24 // m
+    return [p] * (m - 1) + [2**24 - (m - 1) * p]
+
+
+def random_tables(rng):
+    """Frequencies, lengths and lows; of all shapes, from even ones to nearly certain ones."""
+    lengths = rng.integers(2, 30, rng.integers(1, 20))
+    frequencies = [quantise(rng.random(n) ** rng.choice([0, 1, 9, 99]) + 1e-9) for n in lengths]
+    return np.concatenate(frequencies), lengths, rng.integers(-20, 10, len(lengths))
+
+
+def written(frequencies, lengths, lows):
+    """What `Tables` gets, as `WrittenDecoder.call` takes it."""
+    split = np.split(np.asarray(frequencies), np.cumsum(lengths)[:-1])
+    return [(table.tolist(), int(low)) for table, low in zip(split, lows, strict=True)]
+
+
+def random_symbols(rng, count):
+    """Of all magnitudes, most of them small."""
+    symbols = rng.integers(-32767, 32768, count)
+    return symbols >> rng.integers(0, 17, count) * (rng.random(count) < 0.9)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_written_decoder_reads_what_the_encoder_writes(seed):
+    rng = np.random.default_rng(seed)
+    calls, encoder = [], Encoder()
+    for _ in range(rng.integers(1, 5)):
+        arrays = random_tables(rng) if rng.random() < 0.7 else gaussian_tables([0.1, 1.5, 40.0])
+        symbols = random_symbols(rng, rng.choice([0, 1, 2, 7, 200]))
+        indexes = rng.integers(0, len(arrays[1]), len(symbols))
+        encoder.encode(symbols, indexes, Tables(*arrays))
+        calls.append((symbols.tolist(), indexes.tolist(), written(*arrays)))
+    decoder = WrittenDecoder(encoder.finish())
+    for symbols, indexes, tables in calls:
+        assert decoder.call(indexes, tables) == symbols
+    decoder.finish()
+
+
+def test_every_magnitude_escapes_as_written():
+    symbols = [sign * (2**k + d) for k in range(15) for d in (-1, 0, 1) for sign in (-1, 1)]
+    symbols += [32767, -32767]
+    arrays = [2**23, 2**23], [2], [100]
+    encoder = Encoder()
+    encoder.encode(symbols, [0] * len(symbols), Tables(*arrays))
+    decoder = WrittenDecoder(encoder.finish())
+    assert decoder.call([0] * len(symbols), written(*arrays)) == symbols
+    decoder.finish()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_words_decode_or_are_refused_as_written(seed):
+    rng = np.random.default_rng(seed)
+    arrays = random_tables(rng)
+    tables = Tables(*arrays)
+    indexes = rng.integers(0, len(tables), rng.integers(1, 40)).tolist()
+    encoder = Encoder()
+    encoder.encode(random_symbols(rng, len(indexes)), indexes, tables)
+    good = encoder.finish()
+    streams = [rng.bytes(4 * size) for size in range(12)] + [b"\xff" * 8, good[:-4], good + b"0123"]
+    streams += [good[:at] + rng.bytes(1) + good[at + 1 :] for at in range(0, len(good), 3)]
+    for words in streams:
+        theirs, ours = Decoder(words), WrittenDecoder(words)
+        try:
+            expected = theirs.decode(indexes, tables).tolist()
+            theirs.finish()
+        except BitstreamError:
+            with pytest.raises(Refused):
+                ours.call(indexes, written(*arrays))
+                ours.finish()
+        else:
+            assert ours.call(indexes, written(*arrays)) == expected
+            ours.finish()
+
+
+def assert_written_the_same(entries, frequencies):
+    """The words; `entries` are of a single table, and none of them is its escape."""
+    encoder, same = Encoder(), WrittenEncoder()
+    tables = Tables(frequencies, [len(frequencies)], [0])
+    encoder.encode(entries, [0] * len(entries), tables)
+    for entry in entries:
+        same.encode(entry, frequencies)
+    words = same.finish()
+    assert words == encoder.finish()
+    return words
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_written_encoder_writes_the_same_words(seed):
+    rng = np.random.default_rng(seed)
+    for frequencies, _ in [*written(*random_tables(rng)), (uniform(17), 0), (uniform(2**10), 0)]:
+        for count in (*range(10), 50):
+            assert_written_the_same(rng.integers(0, len(frequencies) - 1, count), frequencies)
+
+
+def test_carries_run_through_many_words():
+    """Entries around the middle of the first interval hold back words upon words, until the last
+    one decides whether a carry runs through all of them."""
+    frequencies = [5_000_001, 7_000_000, 2**24 - 12_000_002, 1]
+    middle = WrittenDecoder(bytes([0, 0, 0, 128]))
+    entries = [middle.decode(frequencies) for _ in range(200)]
+    starts = {
+        assert_written_the_same([*entries[:count], last], frequencies)[:12]
+        for count in range(100, 200)
+        for last in (0, 2)
+    }
+    assert starts == {b"\xff\xff\xff\x7f" + b"\xff" * 8, b"\0\0\0\x80" + bytes(8)}
+
+
+def test_the_example_file_is_one():
+    text = FORMAT.read_text("utf-8")
+    example = text[text.index("    8A 41 49 43  02") : text.index("## Range coder")]
+    rows = re.findall(r"^ +((?:[0-9A-F]{2} {1,2})*[0-9A-F]{2})\b(?:  |$)", example, re.MULTILINE)
+    container = unpack(bytes.fromhex("".join(rows)))
+    latents = unpack_latents(container.chunks[0][1], container.header.version)
+    assert (latents.z_crc, latents.symbols_crc) == (0x0FFEF00D, 0xDEADBEEF)
+    assert latents.words == (0x01020304).to_bytes(4, "little")
