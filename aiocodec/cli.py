@@ -1020,8 +1020,8 @@ def write_preview(folder: Path, path: Path, seed: int) -> None:
     import torch
     from PIL import Image, ImageOps
 
+    from aiocodec.degrade import contact_sheet
     from aiocodec.training.data import Photographs
-    from aiocodec.training.degrade import contact_sheet
 
     images = Photographs.load(folder, limit=50)
     chosen = np.random.default_rng(seed).choice(len(images), 5, replace=len(images) < 5)

@@ -14,13 +14,13 @@ LAYERS = [
     {"training.benchmark"},
     {"evaluate.report"},
     {"training.train", "evaluate.study"},
-    {"training.data", "training.degrade", "training.optim", "evaluate.codecs"},
+    {"training.data", "training.optim", "evaluate.codecs"},
     {"codec"},
     {"pretrained"},
     {"model"},
     {"entropy"},
     {"layers"},
-    {"container", "rangecoder", "image", "metrics"},
+    {"container", "rangecoder", "image", "metrics", "degrade"},
     {"errors"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}

@@ -53,12 +53,12 @@ def add_noise(picture: Picture, sigma: float, seed: int) -> Picture:
 
 
 def spoil(picture: Picture, degradation: str, seed: int) -> Picture:
-    """A picture after a degradation as `training.degrade.apply` names them, drawn with a seed on the
+    """A picture after a degradation as `degrade.apply` names them, drawn with a seed on the
     CPU. Noise of a given strength alone, `noise:25`, is that of `add_noise`, with which other
     projects can be compared. AicError for a name that does not exist."""
     import torch
 
-    from aiocodec.training.degrade import apply
+    from aiocodec.degrade import apply
 
     rng = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(np.ascontiguousarray(picture.rgb.transpose(2, 0, 1)))[None].float() / 255

@@ -35,11 +35,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aiocodec.degrade import apply, degrade
 from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import LMBDA_MAX, LMBDA_MIN, STRIDE, VARIANTS, Model, ModelConfig, lmbda
 from aiocodec.training.data import Pairs, Photographs, out_of_memory
-from aiocodec.training.degrade import CLEAN_SHARE, apply, degrade
 from aiocodec.training.optim import SOAP, Muon
 
 VALIDATION = ("clean", "noise:15", "noise:25", "noise:50", "haze", "rain", "snow", "jpeg:40")
@@ -67,7 +67,7 @@ class TrainConfig:
     spike: float = 8.0  # a gradient norm this many times the usual one skips the step
     ema: float = 0.999  # decay of the averaged weights, which are validated and released
     balance: float = 0.0  # weights the loss by lmbda ** -balance, so that high rates rule less
-    clean: float = CLEAN_SHARE  # probability of a photograph without degradation
+    clean: float = 0.2  # probability of a photograph without degradation
     pairs: float = 0.25  # share of the patches that come from pairs, where there are any
     compile: bool = False  # the transforms and the entropy model, by torch.compile
     seed: int = 0
