@@ -33,6 +33,7 @@ from aiocodec.errors import (
     LimitError,
     ModelError,
     OutputError,
+    out_of_memory,
 )
 
 if TYPE_CHECKING:
@@ -286,10 +287,7 @@ def as_aic_error(fault: Exception) -> AicError:
         return fault
     if os.environ.get("AIC_DEBUG"):
         raise fault
-    out_of_memory = "OutOfMemoryError" in type(fault).__name__ or "can't allocate memory" in str(
-        fault
-    )
-    if isinstance(fault, MemoryError) or out_of_memory:
+    if out_of_memory(fault):
         return LimitError("not enough memory")
     text = " ".join(str(fault).split())[:200]
     return AicError(

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from aiocodec import __version__
-from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError
+from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError, out_of_memory
 from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels, Worker
 from aiocodec.image import SUFFIXES, Picture, read
 from aiocodec.metrics import bd_psnr, bd_rate, bpp, edge_agreement, ms_ssim, overlap, psnr
@@ -425,8 +425,8 @@ def _out_of_memory() -> Iterator[None]:
     """Too little memory for one image is a LimitError of that image."""
     try:
         yield
-    except (MemoryError, RuntimeError) as fault:  # torch says it with a RuntimeError
-        if isinstance(fault, RuntimeError) and "memory" not in str(fault):
+    except (MemoryError, RuntimeError) as fault:
+        if not out_of_memory(fault):
             raise
         raise LimitError("not enough memory") from None
 

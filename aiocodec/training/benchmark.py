@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from aiocodec.errors import out_of_memory
 from aiocodec.model import Model, ModelConfig, complexity
-from aiocodec.training.data import out_of_memory
 from aiocodec.training.train import Run, TrainConfig, compile_parts, rate_distortion
 
 

@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aiocodec.errors import AicError, ImageError, LimitError
+from aiocodec.errors import AicError, ImageError, LimitError, out_of_memory
 from aiocodec.image import SUFFIXES, read
-
-
-def out_of_memory(fault: BaseException) -> bool:
-    """Whether an exception says that the memory of some device is used up."""
-    names = ("OutOfMemoryError", "MemoryError")
-    return type(fault).__name__ in names or "can't allocate memory" in str(fault)
 
 
 @dataclass(frozen=True)

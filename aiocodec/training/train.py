@@ -36,10 +36,10 @@ import torch
 from torch import Tensor, nn
 
 from aiocodec.degrade import apply, degrade
-from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
+from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError, out_of_memory
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import LMBDA_MAX, LMBDA_MIN, STRIDE, VARIANTS, Model, ModelConfig, lmbda
-from aiocodec.training.data import Pairs, Photographs, out_of_memory
+from aiocodec.training.data import Pairs, Photographs
 from aiocodec.training.optim import SOAP, Muon
 
 VALIDATION = ("clean", "noise:15", "noise:25", "noise:50", "haze", "rain", "snow", "jpeg:40")
