@@ -842,13 +842,6 @@ SHARES = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}  # of the time, where l
     help="Weigh the loss by lambda to the power of -BALANCE.",
 )
 @click.option(
-    "--optimiser",
-    type=click.Choice(("muon", "soap", "adamw")),
-    default="muon",
-    show_default=True,
-    help="Of the matrices.",
-)
-@click.option(
     "--lr",
     type=click.FloatRange(0, min_open=True),
     default=3e-3,
@@ -896,7 +889,6 @@ def train(
     batch: int | None,
     clean: float,
     balance: float,
-    optimiser: str,
     lr: float,
     compile: bool,
     seed: int,
@@ -952,7 +944,6 @@ def train(
             config = TrainConfig(
                 minutes=minutes,
                 phases=phases,
-                optimiser=optimiser,
                 lr_matrix=lr,
                 lr_other=lr / 5,
                 balance=balance,

@@ -14,7 +14,7 @@ LAYERS = [
     {"training.benchmark"},
     {"evaluate.report"},
     {"training.train", "evaluate.study"},
-    {"training.data", "training.optim", "evaluate.codecs"},
+    {"training.data", "training.muon", "evaluate.codecs"},
     {"codec"},
     {"pretrained"},
     {"model"},

@@ -24,7 +24,7 @@ from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
 from aiocodec.model import VARIANTS, Model, ModelConfig, lmbda
 from aiocodec.training.benchmark import benchmark
 from aiocodec.training.data import Photographs
-from aiocodec.training.optim import SOAP, orthogonalise
+from aiocodec.training.muon import Muon, orthogonalise
 from aiocodec.training.train import (
     HOPELESS,
     VALIDATION,
@@ -32,6 +32,7 @@ from aiocodec.training.train import (
     TrainConfig,
     compile_parts,
     load_weights,
+    optimisers,
     plot,
     rate_distortion,
     save_weights,
@@ -147,8 +148,6 @@ def test_a_checkpoint_of_another_model_is_refused(folder, tmp_path):
     other = Model(replace(TINY, hyper=16))
     with pytest.raises(TrainingError, match="another model"):
         train(folder, tmp_path, config=QUICK, start=other)
-    with pytest.raises(TrainingError, match="trained with muon"):
-        train(folder, tmp_path, config=replace(QUICK, optimiser="soap"), start=Model(TINY))
 
 
 def test_weights_that_this_version_does_not_build_are_refused(tmp_path):
@@ -199,11 +198,11 @@ def test_too_little_memory_halves_the_batch(folder, tmp_path, monkeypatch, ticks
     rows, sizes = [], []
     update = Run.update
 
-    def greedy(self, clean, rng):
+    def greedy(self, clean, rng, spoiled=None):
         sizes.append(len(clean))
         if len(clean) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return update(self, clean, rng)
+        return update(self, clean, rng, spoiled)
 
     monkeypatch.setattr(Run, "update", greedy)
     config = replace(QUICK, minutes=0.5 / 60, phases=((0.0, 64, 8),))
@@ -212,9 +211,7 @@ def test_too_little_memory_halves_the_batch(folder, tmp_path, monkeypatch, ticks
     assert set(sizes[3:]) == {2}
     assert [row["batch"] for row in rows if "memory" in row] == [4, 2]
     assert run.patches == 2 * run.step
-    monkeypatch.setattr(
-        Run, "update", lambda self, clean, rng: torch.empty(1 << 60, dtype=torch.uint8)
-    )
+    monkeypatch.setattr(Run, "update", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
     with pytest.raises(LimitError, match="one patch of 64x64"):
         train(folder, tmp_path / "other", config=config, start=Model(TINY))
 
@@ -411,9 +408,31 @@ def test_gradients_reach_every_parameter():
     assert not dead
 
 
+def test_muon_trains_the_convolutions_and_adamw_the_rest():
+    """Shortcuts, filters per channel, convolutions of few inputs, biases and gains are the rest."""
+    model = Model(TINY)
+    muon, adamw = optimisers(model, QUICK)
+    assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
+    matrices, others = (
+        {id(p) for group in optimiser.param_groups for p in group["params"]}
+        for optimiser in (muon, adamw)
+    )
+    assert not matrices & others
+    assert matrices | others == {id(p) for p in model.parameters()}
+    assert {id(model.g_a.stem.weight), id(model.g_s.tail.weight)} <= matrices
+    assert {id(model.g_a.linear.weight), id(model.g_s.linear.weight)} <= others
+    assert all(
+        (id(m.weight) in others)
+        == (m.weight.shape[1] < 16 or m in (model.g_a.linear, model.g_s.linear))
+        for m in model.modules()
+        if isinstance(m, torch.nn.Conv2d)
+    )
+
+
 def test_muon_orthogonalises():
+    """By either iteration: the second pair of shapes takes the one on the Gram matrix."""
     torch.manual_seed(0)
-    for shape in ((2, 24, 40), (2, 40, 24)):
+    for shape in ((2, 24, 40), (2, 40, 24), (2, 24, 60), (2, 60, 24)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
         assert values.min() > 0.5
         assert values.max() < 1.3
@@ -423,10 +442,9 @@ def test_nano_is_what_quick_training_trains():
     assert sum(p.numel() for p in Model(VARIANTS["nano"]).parameters()) < 6e6
 
 
-@pytest.mark.parametrize("optimiser", ["muon", "soap", "adamw"])
-def test_every_optimiser_learns_and_goes_on(optimiser, tmp_path):
+def test_steps_lower_the_loss_and_go_on_from_a_checkpoint(tmp_path):
     torch.manual_seed(0)
-    config = replace(QUICK, optimiser=optimiser, warmup=1)
+    config = replace(QUICK, warmup=1)
     run = Run.create(Model(TINY), config)
     rng = torch.Generator().manual_seed(0)
     clean = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8, generator=rng), scale_factor=8)
@@ -443,26 +461,6 @@ def test_every_optimiser_learns_and_goes_on(optimiser, tmp_path):
         a.update(clean, torch.Generator().manual_seed(2))
     for a, b in zip(run.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_soap_is_adam_in_a_rotated_space():
-    """On a badly conditioned quadratic whose axes are not those of the matrix, SOAP gets much
-    further than Adam does with the same steps."""
-    generator = torch.Generator().manual_seed(0)
-    q = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
-    a = q @ torch.diag(torch.logspace(0, -2, 16)) @ q.T
-    target = torch.randn(16, 16, generator=generator)
-    losses = []
-    for kind in (SOAP, torch.optim.Adam):
-        w = torch.nn.Parameter(torch.zeros(16, 16))
-        optimiser = kind([w], 0.03)
-        for _ in range(200):
-            optimiser.zero_grad()
-            loss = (a @ (w - target)).square().mean()
-            loss.backward()
-            optimiser.step()
-        losses.append(loss.item())
-    assert losses[0] < 0.5 * losses[1]
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():
@@ -524,18 +522,18 @@ def test_benchmark_measures_whole_steps():
     assert [row["batch"] for row in rows] == [1, 2]
     for row in rows:
         assert row["patches_per_second"] == pytest.approx(1000 * row["batch"] / row["ms"], rel=0.1)
-        assert row["share"] > 0
+        assert row["compute_floor_ms"] > 0  # the share of a busy machine rounds to 0
     assert rows[1]["memory_floor_ms"] >= rows[0]["memory_floor_ms"]
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("optimiser", ["muon", "soap", "adamw"])
-def test_training_on_cuda(folder, tmp_path, ticks, optimiser):
-    """With compilation, two sizes of patches, validation, and a second run on the CPU."""
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_on_cuda(folder, tmp_path, ticks, compiled):
+    """With two sizes of batches, validation, and a second run on the CPU."""
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     phases = ((0.0, 64, 4), (0.6, 64, 2))
-    config = replace(QUICK, optimiser=optimiser, phases=phases, compile=optimiser == "muon")
+    config = replace(QUICK, phases=phases, compile=compiled)
     run = train(
         folder, tmp_path, config=config, start=Model(TINY), validation=folder, device="cuda"
     )

@@ -40,7 +40,7 @@ from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError, out
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import LMBDA_MAX, LMBDA_MIN, STRIDE, VARIANTS, Model, ModelConfig, lmbda
 from aiocodec.training.data import Pairs, Photographs
-from aiocodec.training.optim import SOAP, Muon
+from aiocodec.training.muon import Muon
 
 VALIDATION = ("clean", "noise:15", "noise:25", "noise:50", "haze", "rain", "snow", "jpeg:40")
 VALIDATION_QUALITIES = (10, 50, 90)
@@ -59,8 +59,7 @@ class TrainConfig:
     minutes: float = 30.0  # wall-clock budget of the optimisation, validation not counted
     phases: tuple[tuple[float, int, int], ...] = ((0.0, 128, 8), (0.6, 192, 4), (0.85, 256, 2))
     # (share of the budget at which it begins, patch side in pixels, batch); sides multiples of 64
-    optimiser: str = "muon"  # or "soap", "adamw": of the matrices
-    lr_matrix: float = 3e-3  # of the optimiser above
+    lr_matrix: float = 3e-3  # of Muon, for the matrices
     lr_other: float = 6e-4  # of AdamW, for everything else
     warmup: int = 100  # steps
     clip: float = 1.0  # gradient norm
@@ -78,8 +77,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if any(side % STRIDE for _, side, _ in self.phases):
             raise ValueError(f"patch sides must be multiples of {STRIDE}")
-        if self.optimiser not in ("muon", "soap", "adamw"):
-            raise ValueError(f"no optimiser is called {self.optimiser!r}")
 
     def phase(self, progress: float) -> tuple[int, int]:
         """Patch side and batch at a share of the budget."""
@@ -95,23 +92,25 @@ class TrainConfig:
 
 
 def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (or SOAP, or AdamW) for every convolution with at least 16 inputs, AdamW for the rest
-    and for the linear shortcuts, which start as a good transform already."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, p in model.named_parameters():
-        is_matrix = p.ndim == 4 and p.shape[1] >= 16 and ".linear." not in name
-        (matrices if is_matrix else others).append(p)
-
-    def adamw(params: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        fused = params[0].is_cuda
-        return torch.optim.AdamW(params, lr, betas=(0.9, 0.99), weight_decay=0.0, fused=fused)
-
-    kinds: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]]
-    kinds = {"muon": Muon, "soap": SOAP, "adamw": adamw}
+    """Muon for the weight of every convolution whose outputs each have at least 16 inputs, AdamW for
+    all other parameters and for the linear shortcuts, which start as a good transform already."""
+    shortcuts = (model.g_a.linear, model.g_s.linear)
+    matrix_ids = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.weight.shape[1] >= 16
+    } - {id(p) for shortcut in shortcuts for p in shortcut.parameters()}
+    matrices = [p for p in model.parameters() if id(p) in matrix_ids]
+    others = [p for p in model.parameters() if id(p) not in matrix_ids]
     return [
-        kinds[config.optimiser](matrices, config.lr_matrix),
-        adamw(others, config.lr_other),
+        Muon(matrices, config.lr_matrix),
+        torch.optim.AdamW(
+            others,
+            config.lr_other,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=others[0].is_cuda,
+        ),
     ]
 
 
@@ -429,13 +428,10 @@ class Run:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint; TrainingError for one of another model or optimiser, or damaged."""
+        """Go on from a checkpoint; TrainingError for one of another model, or damaged."""
         state = _read_checkpoint(path, next(self.model.parameters()).device)
         if ModelConfig.from_dict(state["model_config"]) != self.model.config:
             raise TrainingError(f"{path} is a checkpoint of another model")
-        trained = state["train_config"].get("optimiser", "muon")
-        if trained != self.config.optimiser:
-            raise TrainingError(f"{path} was trained with {trained}")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
