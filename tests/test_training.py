@@ -21,15 +21,16 @@ from PIL import Image
 
 from aiocodec.cli import cli
 from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
-from aiocodec.model import VARIANTS, Model, ModelConfig, lmbda
+from aiocodec.model import STRIDE, VARIANTS, Model, ModelConfig, lmbda
+from aiocodec.training import config as defaults
 from aiocodec.training.benchmark import benchmark
+from aiocodec.training.config import TrainConfig
 from aiocodec.training.data import Photographs
 from aiocodec.training.muon import Muon, orthogonalise
 from aiocodec.training.train import (
     HOPELESS,
     VALIDATION,
     Run,
-    TrainConfig,
     compile_parts,
     load_weights,
     optimisers,
@@ -231,13 +232,13 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     ]
     command += ["--minutes", "5", "--patches", "64", "--batch", "1"]
     script = (
-        "import sys, torch; from aiocodec.training import train; from dataclasses import replace\n"
+        "import sys, torch; from aiocodec.training import config; from dataclasses import replace\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from aiocodec.cli import main; from aiocodec import model\n"
         "model.VARIANTS['nano'] = replace(model.VARIANTS['nano'], widths=(16,), blocks_a=(1,),"
         " blocks_s=(1,), latents=24, hyper=8, prior_width=16)\n"
-        "init = train.TrainConfig.__init__\n"
-        "train.TrainConfig.__init__ = lambda self, **k: init(self, **k, report_seconds=0.2,"
+        "init = config.TrainConfig.__init__\n"
+        "config.TrainConfig.__init__ = lambda self, **k: init(self, **k, report_seconds=0.2,"
         " checkpoint_seconds=0.5)\n"
         "main(sys.argv[1:])\n"
     )
@@ -363,8 +364,35 @@ def test_patches_are_windows_of_photographs(tmp_path):
 
 
 def test_patch_sides_are_multiples_of_64():
+    assert defaults.STRIDE == STRIDE == 64
     with pytest.raises(ValueError, match="64"):
         TrainConfig(phases=((0.0, 100, 1),))
+
+
+def test_later_patches_are_larger_and_fewer():
+    cpu, cuda = TrainConfig.for_device("cpu"), TrainConfig.for_device("cuda")
+    assert cpu == TrainConfig()
+    assert [phase[1:] for phase in cpu.phases] == [(128, 8), (192, 3), (256, 2)]
+    assert [phase[1:] for phase in cuda.phases] == [(256, 32), (320, 20), (384, 14)]
+    two = TrainConfig.for_device("cpu", (64, 640), 4, clean=1.0)
+    assert two.phases == ((0.0, 64, 4), (0.7, 640, 1))
+    assert two.clean == 1
+    assert (two.phase(0.69), two.phase(0.7)) == ((64, 4), (640, 1))
+
+
+def test_the_options_of_training_default_to_its_config():
+    options = {option.name: option.default for option in cli.commands["train"].params}
+    config = TrainConfig()
+    for option, field in (
+        ("minutes", "minutes"),
+        ("clean", "clean"),
+        ("balance", "balance"),
+        ("lr", "lr_matrix"),
+        ("compile", "compile"),
+        ("seed", "seed"),
+    ):
+        assert options[option] == getattr(config, field)
+    assert config.lr_other == config.lr_matrix / 5
 
 
 def test_the_loss_is_rate_plus_weighted_distortion():

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from aiocodec.errors import out_of_memory
 from aiocodec.model import Model, ModelConfig, complexity
-from aiocodec.training.train import Run, TrainConfig, compile_parts, rate_distortion
+from aiocodec.training.config import TrainConfig
+from aiocodec.training.train import Run, compile_parts, rate_distortion
 
 
 class _Traffic(TorchDispatchMode):

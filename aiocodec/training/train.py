@@ -39,6 +39,7 @@ from aiocodec.degrade import apply, degrade
 from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError, out_of_memory
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import LMBDA_MAX, LMBDA_MIN, STRIDE, VARIANTS, Model, ModelConfig, lmbda
+from aiocodec.training.config import TrainConfig
 from aiocodec.training.data import Pairs, Photographs
 from aiocodec.training.muon import Muon
 
@@ -50,45 +51,6 @@ HOPELESS = (
 # logarithm counts; 0.1 weighed haze and heavy rain away
 SKIPS = 20  # skipped steps in a row after which a run has diverged
 PART_BYTES = 14 << 20  # of a file of weights, so that each can travel where large files cannot
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults are for two CPU cores."""
-
-    minutes: float = 30.0  # wall-clock budget of the optimisation, validation not counted
-    phases: tuple[tuple[float, int, int], ...] = ((0.0, 128, 8), (0.6, 192, 4), (0.85, 256, 2))
-    # (share of the budget at which it begins, patch side in pixels, batch); sides multiples of 64
-    lr_matrix: float = 3e-3  # of Muon, for the matrices
-    lr_other: float = 6e-4  # of AdamW, for everything else
-    warmup: int = 100  # steps
-    clip: float = 1.0  # gradient norm
-    spike: float = 8.0  # a gradient norm this many times the usual one skips the step
-    ema: float = 0.999  # decay of the averaged weights, which are validated and released
-    balance: float = 0.0  # weights the loss by lmbda ** -balance, so that high rates rule less
-    clean: float = 0.2  # probability of a photograph without degradation
-    pairs: float = 0.25  # share of the patches that come from pairs, where there are any
-    compile: bool = False  # the transforms and the entropy model, by torch.compile
-    seed: int = 0
-    report_seconds: float = 20.0
-    checkpoint_seconds: float = 60.0
-    validate_minutes: float = 20.0
-
-    def __post_init__(self) -> None:
-        if any(side % STRIDE for _, side, _ in self.phases):
-            raise ValueError(f"patch sides must be multiples of {STRIDE}")
-
-    def phase(self, progress: float) -> tuple[int, int]:
-        """Patch side and batch at a share of the budget."""
-        _, side, count = [phase for phase in self.phases if phase[0] <= progress][-1]
-        return side, count
-
-    def lr_factor(self, step: int, progress: float) -> float:
-        """Linear warm-up, constant to half of the budget, then a cosine to zero."""
-        factor = min(1.0, (step + 1) / self.warmup)
-        if progress > 0.5:
-            factor *= 0.5 + 0.5 * math.cos(math.pi * (2 * progress - 1))
-        return factor
 
 
 def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -494,7 +456,7 @@ def train(
     folder: Path,
     output: Path,
     variant: str = "nano",
-    config: TrainConfig = TrainConfig(),
+    config: TrainConfig | None = None,
     *,
     pairs: Sequence[Path] = (),
     validation: Path | None = None,
@@ -515,6 +477,7 @@ def train(
     checkpoint of another model; the last checkpoint stays good. SIGINT and SIGTERM during a step take
     effect after it, with a checkpoint.
     """
+    config = config or TrainConfig()
     output.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
