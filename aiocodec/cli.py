@@ -955,8 +955,8 @@ def train(
         from aiocodec.model import VARIANTS, deepen
         from aiocodec.pretrained import Manifest
         from aiocodec.pretrained import release as write_release
-        from aiocodec.training.train import load_weights
-        from aiocodec.training.train import train as run
+        from aiocodec.training.checkpoint import load_weights
+        from aiocodec.training.loop import train as run
 
         if folder is not None:
             model = load_weights(start) if start else None

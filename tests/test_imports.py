@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "aiocodec"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"training.benchmark"},
-    {"evaluate.report"},
-    {"training.train", "evaluate.study"},
-    {"training.data", "training.muon", "evaluate.codecs"},
+    {"training.benchmark", "training.loop"},
+    {"evaluate.report", "training.checkpoint", "training.validate"},
+    {"evaluate.study", "training.run"},
+    {"evaluate.codecs", "training.data", "training.muon"},
     {"codec"},
     {"pretrained"},
     {"model"},
@@ -27,7 +27,9 @@ LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in
 FREE = {"__init__", "training.__init__", "evaluate.__init__"}  # of any module; names, not code
 # what a module may not know, though it lies below
 FORBIDDEN = {("entropy", "rangecoder")} | {
-    ("training.train", name) for name in ("rangecoder", "codec", "pretrained")
+    (f"training.{module}", name)
+    for module in ("loop", "benchmark", "checkpoint", "validate", "run", "data", "muon")
+    for name in ("rangecoder", "codec", "pretrained")
 }
 STDLIB_ONLY = {"container", "errors", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}

@@ -24,22 +24,18 @@ from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
 from aiocodec.model import STRIDE, VARIANTS, Model, ModelConfig, lmbda
 from aiocodec.training import config as defaults
 from aiocodec.training.benchmark import benchmark
+from aiocodec.training.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from aiocodec.training.config import TrainConfig
 from aiocodec.training.data import Photographs
+from aiocodec.training.loop import train
 from aiocodec.training.muon import Muon, orthogonalise
-from aiocodec.training.train import (
-    HOPELESS,
-    VALIDATION,
-    Run,
-    compile_parts,
-    load_weights,
-    optimisers,
-    plot,
-    rate_distortion,
-    save_weights,
-    train,
-    validate,
-)
+from aiocodec.training.run import HOPELESS, Run, compile_parts, optimisers, rate_distortion
+from aiocodec.training.validate import VALIDATION, plot, validate
 
 TINY = ModelConfig("tiny", 8, (16,), (1,), (1,), latents=24, hyper=8, prior_width=16)
 QUICK = TrainConfig(
@@ -52,7 +48,7 @@ TICK = 0.025  # seconds that a step takes by the clock of `ticks`
 def ticks(monkeypatch):
     """A clock that goes by steps, so that budgets do not depend on how busy the machine is."""
     clock = SimpleNamespace(monotonic=partial(next, itertools.count(0, TICK)))
-    monkeypatch.setattr("aiocodec.training.train.time", clock)
+    monkeypatch.setattr("aiocodec.training.loop.time", clock)
 
 
 @pytest.fixture
@@ -114,7 +110,7 @@ def test_a_run_in_two_parts(folder, tmp_path, ticks):
 
 
 def test_weights_travel_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("aiocodec.training.train.PART_BYTES", 20_000)
+    monkeypatch.setattr("aiocodec.training.checkpoint.PART_BYTES", 20_000)
     model = Model(TINY)
     paths = save_weights(model, tmp_path)
     assert len(paths) > 2
@@ -145,15 +141,14 @@ def test_weights_travel_in_parts(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_model_is_refused(folder, tmp_path):
-    Run.create(Model(TINY), QUICK).save(tmp_path / "checkpoint.pt")
+    save_checkpoint(Run.create(Model(TINY), QUICK), tmp_path / "checkpoint.pt")
     other = Model(replace(TINY, hyper=16))
     with pytest.raises(TrainingError, match="another model"):
         train(folder, tmp_path, config=QUICK, start=other)
 
 
 def test_weights_that_this_version_does_not_build_are_refused(tmp_path):
-    run = Run.create(Model(TINY), QUICK)
-    run.save(tmp_path / "checkpoint.pt")
+    save_checkpoint(Run.create(Model(TINY), QUICK), tmp_path / "checkpoint.pt")
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
     name = next(name for name, tensor in state["average"].items() if tensor.ndim == 4)
     state["average"][name] = state["average"][name][:1]
@@ -164,7 +159,7 @@ def test_weights_that_this_version_does_not_build_are_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
-    Run.create(Model(TINY), QUICK).save(checkpoint)
+    save_checkpoint(Run.create(Model(TINY), QUICK), checkpoint)
     whole = checkpoint.read_bytes()
     for damaged in (whole[:-1000], b"nonsense", b""):
         checkpoint.write_bytes(damaged)
@@ -182,7 +177,7 @@ def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
         train(folder, tmp_path, config=QUICK, start=model)
     assert not (tmp_path / "checkpoint.pt").exists()
     with pytest.raises(Diverged, match="nothing was saved"):
-        Run.create(model, QUICK).save(tmp_path / "checkpoint.pt")
+        save_checkpoint(Run.create(model, QUICK), tmp_path / "checkpoint.pt")
     assert not list(tmp_path.glob("checkpoint*"))
 
 
@@ -260,7 +255,7 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     if number != signal.SIGKILL:
         assert state["counters"]["step"] >= last["step"]
     run = Run.create(load_weights(checkpoint).requires_grad_(True), TrainConfig())
-    run.load(checkpoint)
+    load_checkpoint(run, checkpoint)
     assert run.step == state["counters"]["step"]
 
 
@@ -481,9 +476,9 @@ def test_steps_lower_the_loss_and_go_on_from_a_checkpoint(tmp_path):
     for _ in range(15):
         run.update(clean, rng)
     assert rate_distortion(run.model, clean, clean, quality)[0].item() < before
-    run.save(tmp_path / "checkpoint.pt")
+    save_checkpoint(run, tmp_path / "checkpoint.pt")
     other = Run.create(Model(TINY), config)
-    other.load(tmp_path / "checkpoint.pt")
+    load_checkpoint(other, tmp_path / "checkpoint.pt")
     for a in (run, other):
         torch.manual_seed(1)
         a.update(clean, torch.Generator().manual_seed(2))

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from aiocodec.errors import out_of_memory
 from aiocodec.model import Model, ModelConfig, complexity
 from aiocodec.training.config import TrainConfig
-from aiocodec.training.train import Run, compile_parts, rate_distortion
+from aiocodec.training.run import Run, compile_parts, rate_distortion
 
 
 class _Traffic(TorchDispatchMode):
