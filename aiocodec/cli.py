@@ -954,7 +954,6 @@ def train(
         assert out is not None
         from aiocodec.model import VARIANTS, deepen
         from aiocodec.pretrained import Manifest
-        from aiocodec.pretrained import release as write_release
         from aiocodec.training.checkpoint import load_weights
         from aiocodec.training.loop import train as run
 
@@ -983,6 +982,8 @@ def train(
                 report=functools.partial(report_training, minutes=minutes),
             )
         if release is not None:
+            from aiocodec.training.release import release as write_release
+
             frozen = write_release(load_weights(out, annealed=True), release)
             say(f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True)
 

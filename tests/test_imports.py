@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "aiocodec"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"training.benchmark", "training.loop"},
+    {"training.benchmark", "training.loop", "training.release"},
     {"evaluate.report", "training.checkpoint", "training.validate"},
     {"evaluate.study", "training.run"},
     {"evaluate.codecs", "training.data", "training.muon"},
@@ -29,7 +29,7 @@ FREE = {"__init__", "training.__init__", "evaluate.__init__"}  # of any module; 
 FORBIDDEN = {("entropy", "rangecoder")} | {
     (f"training.{module}", name)
     for module in ("loop", "benchmark", "checkpoint", "validate", "run", "data", "muon")
-    for name in ("rangecoder", "codec", "pretrained")
+    for name in ("rangecoder", "codec", "pretrained", "training.release")
 }
 STDLIB_ONLY = {"container", "errors", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
