@@ -31,8 +31,8 @@ from aiocodec.training.checkpoint import (
     save_weights,
 )
 from aiocodec.training.config import TrainConfig
-from aiocodec.training.data import Photographs
-from aiocodec.training.loop import train
+from aiocodec.training.data import Pairs, Photographs
+from aiocodec.training.loop import _draw, train
 from aiocodec.training.muon import Muon, orthogonalise
 from aiocodec.training.run import HOPELESS, Run, compile_parts, optimisers, rate_distortion
 from aiocodec.training.validate import VALIDATION, plot, validate
@@ -356,6 +356,125 @@ def test_patches_are_windows_of_photographs(tmp_path):
         photographs.batch(1, 128, rng)
     a, b = (photographs.batch(4, 64, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(a, b)
+
+
+def save_pair(folder, name, sides=(64, 64), clean_sides=None):
+    """A picture whose pixels say row and column, and it spoiled: with every blue of 0 at 200."""
+    folder.mkdir(exist_ok=True)
+    for half, (height, width), blue in (("in", sides, 200), ("gt", clean_sides or sides, 0)):
+        rows, columns = np.mgrid[:height, :width]
+        pixels = np.stack([rows, columns, np.full_like(rows, blue)], axis=2).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}_{half}.png")
+
+
+def test_pairs_that_cannot_be_used_are_named_and_left_out(tmp_path):
+    save_pair(tmp_path, "good")
+    save_pair(tmp_path, "odd", (64, 64), (64, 65))
+    save_pair(tmp_path, "half")
+    (tmp_path / "half_gt.png").unlink()
+    save_pair(tmp_path, "broken")
+    (tmp_path / "broken_in.png").write_bytes(b"not an image")
+    pairs = Pairs.load(tmp_path)
+    assert (len(pairs), pairs.names) == (1, ("good",))
+    assert sorted(pairs.left_out) == [
+        "broken: one of the two cannot be read",
+        "half: one of the two cannot be read",
+        "odd: the two differ in size",
+    ]
+    (tmp_path / "good_gt.png").unlink()
+    with pytest.raises(ImageError, match="no pairs"):
+        Pairs.load(tmp_path)
+
+
+def test_every_tenth_run_of_ten_pairs_is_held_out(tmp_path):
+    names = [f"{i:03}" for i in range(205)]
+    for name in names:
+        save_pair(tmp_path, name, (1, 1))
+    seen, held = (Pairs.load(tmp_path, held_out=held_out).names for held_out in (False, True))
+    assert list(held) == names[90:100] + names[190:200]
+    assert sorted(seen + held) == names
+
+
+def test_a_batch_of_pairs_is_of_the_same_places(tmp_path):
+    for i, sides in enumerate(((64, 90), (100, 70), (80, 80))):
+        save_pair(tmp_path, str(i), sides)
+    pairs = Pairs.load(tmp_path)
+    spoiled, clean = pairs.batch(20, 64, torch.Generator().manual_seed(0))
+    assert spoiled.shape == clean.shape == (20, 3, 64, 64)
+    assert torch.equal(spoiled[:, :2], clean[:, :2])
+    assert (spoiled[:, 2] * 255 == 200).all() and (clean[:, 2] == 0).all()
+    assert len({tuple(patch[:2, 0, 0].tolist()) for patch in clean}) > 10
+
+
+def test_a_share_of_a_batch_is_drawn_from_pairs(folder, tmp_path):
+    """Over many batches it is the share asked for, the same of every folder; the spoiled patches
+    belong to the last of the clean ones, and the first is never of a pair."""
+    images = Photographs.load(folder)
+    save_pair(tmp_path / "rain", "a")
+    save_pair(tmp_path / "snow", "a", (70, 70))
+    weather = [Pairs.load(tmp_path / name) for name in ("rain", "snow")]
+    rng = torch.Generator().manual_seed(0)
+    drawn = 0
+    for _ in range(200):
+        clean, spoiled = _draw(images, weather, 6, 64, rng, 0.3)
+        assert clean.shape == (6, 3, 64, 64)
+        if spoiled is not None:
+            drawn += len(spoiled)
+            assert torch.equal(clean[-len(spoiled) :, :2], spoiled[:, :2])
+            assert (clean[-len(spoiled) :, 2] == 0).all()
+    assert drawn / 1200 == pytest.approx(0.3, abs=0.03)
+    assert len(_draw(images, weather, 4, 64, rng, 1.0)[1]) == 3
+    assert _draw(images, weather, 4, 64, rng, 0.0)[1] is None
+    assert _draw(images, [], 4, 64, rng, 0.3)[1] is None
+
+
+def test_a_step_takes_spoiled_patches_as_they_are(monkeypatch):
+    """Only those before them are degraded here."""
+    seen = []
+
+    def watched(model, clean, degraded, quality, balance):
+        seen.append((clean, degraded))
+        return rate_distortion(model, clean, degraded, quality, balance)
+
+    monkeypatch.setattr("aiocodec.training.run.rate_distortion", watched)
+    run = Run.create(Model(TINY), replace(QUICK, clean=0.0))
+    rng = torch.Generator().manual_seed(0)
+    clean, spoiled = torch.rand(4, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    assert run.update(clean, rng, spoiled) is not None
+    ((given, degraded),) = seen
+    assert torch.equal(given, clean) and torch.equal(degraded[2:], spoiled)
+    assert all(not torch.equal(a, b) for a, b in zip(clean[:2], degraded[:2], strict=True))
+
+
+def test_pairs_are_trained_on_and_validated(folder, tmp_path, ticks):
+    for i in range(100):
+        save_pair(tmp_path / "rainy", f"{i:02}")
+    (tmp_path / "rainy/95_gt.png").unlink()
+    (tmp_path / "rainy/05_gt.png").unlink()
+    rows = []
+    config = replace(QUICK, minutes=0.2 / 60)
+    train(
+        folder,
+        tmp_path / "run",
+        config=config,
+        pairs=[tmp_path / "rainy"],
+        validation=folder,
+        start=Model(TINY),
+        report=rows.append,
+    )
+    assert rows[0]["pairs"] == 89
+    assert rows[0]["unreadable"] == [
+        "broken.png",
+        "05: one of the two cannot be read",
+        "95: one of the two cannot be read",
+    ]
+    validation = rows[-1]["validation"]
+    assert [row["quality"] for row in validation if row["degradation"] == "rainy pairs"] == [
+        10,
+        50,
+        90,
+    ]
+    assert {row["degradation"] for row in validation} == {*VALIDATION, "rainy pairs"}
 
 
 def test_patch_sides_are_multiples_of_64():

@@ -101,15 +101,15 @@ def train(
     """Train on the photographs of `folder` until the budget is spent, going on from
     `output/checkpoint.pt` where there is one, else from `start`, else from scratch.
 
-    With `stop_minutes` this call ends after so many minutes of optimisation, whatever is left of the
-    budget, by which the learning rate goes. Of the folders `pairs` (see `data.Pairs`) a share of the
-    patches is drawn, the same number from each; what they hold back is validated besides the images
-    of the folder `validation`, where there is one. `report` gets every row of the log.
+    With `stop_minutes` this call ends after so many minutes of optimisation, whatever is left of
+    the budget, by which the learning rate goes. Of the folders `pairs` (see `data.Pairs`) a share
+    of the patches is drawn, the same number from each; what they hold back is validated besides
+    the images of the folder `validation`, where there is one. `report` gets every row of the log.
 
     Raises ImageError for a folder without images of the size of the patches, LimitError where not
-    even one patch fits into memory, Diverged after twenty skipped steps in a row, TrainingError for a
-    checkpoint of another model; the last checkpoint stays good. SIGINT and SIGTERM during a step take
-    effect after it, with a checkpoint.
+    even one patch fits into memory, Diverged after twenty skipped steps in a row, TrainingError
+    for a checkpoint of another model; the last checkpoint stays good. SIGINT and SIGTERM during a
+    step take effect after it, with a checkpoint.
     """
     config = config or TrainConfig()
     output.mkdir(parents=True, exist_ok=True)
@@ -125,6 +125,7 @@ def train(
     held_out = Photographs.load(validation, device) if validation else None
     weather = [Pairs.load(folder, device) for folder in pairs]
     held_pairs = {folder.name: Pairs.load(folder, device, held_out=True) for folder in pairs}
+    left_out = [why for some in (*weather, *held_pairs.values()) for why in some.left_out]
     largest = max(side for _, side, _ in config.phases)
     if largest > images.largest:
         raise ImageError(f"no training image is {largest} pixels wide and high")
@@ -155,7 +156,7 @@ def train(
             "images": len(images),
             "megapixels": round(images.megapixels, 1),
             "pairs": sum(map(len, weather)),
-            "unreadable": [*images.unreadable, *(why for p in weather for why in p.left_out)],
+            "unreadable": [*images.unreadable, *left_out],
             "device": device,
             "model": model.config.to_dict(),
             "config": asdict(config),
