@@ -28,13 +28,13 @@ def write_shards(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write tensors of the CPU, in the order of their names, as safetensors files into a folder that
-    exists, and give their paths. A part holds PART_BYTES at most, or a single tensor.
+    """Write tensors of the CPU, in the order of their names, as safetensors files into a folder
+    that exists, and give their paths. A part holds PART_BYTES at most, or a single tensor.
 
-    Without metadata one part is STEM.safetensors and several are STEM-0.safetensors and so on: some
-    manifest has to name them. With metadata they find together by themselves: even a single part has
-    its number, and all carry the metadata, how many `parts` there are, and a random `set`, which
-    tells them from those of another time.
+    Without metadata one part is STEM.safetensors and several are STEM-0.safetensors and so on:
+    some manifest has to name them. With metadata they find together by themselves: even a single
+    part has its number, and all carry the metadata, how many `parts` there are, and a random
+    `set`, which tells them from those of another time.
     """
     from safetensors.torch import save
 
@@ -79,8 +79,8 @@ def save_checkpoint(run: Run, path: Path) -> None:
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
-    """Have a run go on from a checkpoint, on its own device and by its own config; TrainingError for
-    one of another model, or damaged."""
+    """Have a run go on from a checkpoint, on its own device and by its own config; TrainingError
+    for one of another model, or damaged."""
     state = _read_checkpoint(path, next(run.model.parameters()).device)
     if ModelConfig.from_dict(state["model_config"]) != run.model.config:
         raise TrainingError(f"{path} is a checkpoint of another model")
@@ -96,8 +96,9 @@ def load_checkpoint(run: Run, path: Path) -> None:
 
 
 def save_weights(model: Model, folder: Path, progress: float = 1.0) -> list[Path]:
-    """Write all weights of a model as `weights-N.safetensors`, the transforms in float16, the entropy
-    model, which is yet to be frozen, in float32. `progress` is that of the run, in 0..1."""
+    """Write all weights of a model as `weights-N.safetensors`, the transforms in float16, the
+    entropy model, which is yet to be frozen, in float32. `progress` is that of the run, in
+    0..1."""
     tensors = {
         key: value.detach().to(
             "cpu", torch.float32 if key.startswith("entropy.") else torch.float16
@@ -112,8 +113,9 @@ def load_weights(source: Path, annealed: bool = False) -> Model:
     """The averaged weights of a run as a float model: from its checkpoint.pt, from its folder, or,
     where the folder has no checkpoint, from the weights-N.safetensors in it.
 
-    Raises TrainingError where there are none, or not all, where they are damaged or those of a network
-    that this version does not build, and with `annealed` where the run has not come to its end.
+    Raises TrainingError where there are none, or not all, where they are damaged or those of a
+    network that this version does not build, and with `annealed` where the run has not come to its
+    end.
     """
     checkpoint = source / "checkpoint.pt" if source.is_dir() else source
     if checkpoint.exists():

@@ -17,8 +17,9 @@ Phases = tuple[tuple[float, int, int], ...]
 
 
 def phases(sides: tuple[int, ...], batch: int) -> Phases:
-    """(share of the budget at which it begins, patch side in pixels, batch) for one to three growing
-    sides; `batch` is that of the first, and later ones have about as many pixels in theirs."""
+    """(share of the budget at which it begins, patch side in pixels, batch) for one to three
+    growing sides; `batch` is that of the first, and later ones have about as many pixels in
+    theirs."""
     return tuple(
         (beginning, side, max(1, batch * sides[0] ** 2 // side**2))
         for beginning, side in zip(BEGINNINGS[len(sides)], sides, strict=True)
@@ -27,8 +28,8 @@ def phases(sides: tuple[int, ...], batch: int) -> Phases:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the defaults are for two CPU cores. ValueError for sides of patches that are not
-    multiples of 64."""
+    """How to train; the defaults are for two CPU cores. ValueError for sides of patches that are
+    not multiples of 64."""
 
     minutes: float = 30.0  # wall-clock budget of the optimisation, validation not counted
     phases: Phases = phases(CPU_PATCHES, CPU_BATCH)

@@ -1,4 +1,4 @@
-"""Photographs for training: a folder decoded once onto the device, random patches of it afterwards."""
+"""Photographs and pairs for training: folders decoded once onto the device, random patches then."""
 
 import os
 from collections.abc import Sequence
@@ -85,8 +85,8 @@ class Photographs:
         return self.pixels.numel() / 3e6
 
     def batch(self, count: int, side: int, rng: torch.Generator) -> Tensor:
-        """float [count, 3, side, side] in 0..1: random crops, mirrored and transposed at random, from
-        images in proportion to their area. `rng` is of the images' device.
+        """float [count, 3, side, side] in 0..1: random crops, mirrored and transposed at random,
+        from images in proportion to their area. `rng` is of the images' device.
 
         Images smaller than `side` are never drawn; ImageError where all are.
         """

@@ -36,9 +36,9 @@ def release(
 ) -> FrozenEntropyModel:
     """Write a trained model into a folder of weights, and make it the default of the manifest.
 
-    Its entropy model is frozen, unless `frozen` is given: the one that it was trained against. Files
-    that no model of the manifest uses any more are removed. ModelError, and nothing written, where a
-    weight is not finite in float16.
+    Its entropy model is frozen, unless `frozen` is given: the one that it was trained against.
+    Files that no model of the manifest uses any more are removed. ModelError, and nothing written,
+    where a weight is not finite in float16.
     """
     if frozen is None:
         frozen = _frozen(model.entropy)

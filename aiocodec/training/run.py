@@ -2,9 +2,10 @@
 
     loss = lmbda(quality) * d(x_hat, clean) + bpp(y) + bpp(z)                (paper, equation 4)
 
-The quality is drawn per image, so one network learns the whole range of rates. d is the mean squared
-error, but grows only as its logarithm where that is many times what a clean image has at the same
-quality: no bits can bring back what thick haze has hidden, and such images would rule the gradient.
+The quality is drawn per image, so one network learns the whole range of rates. d is the mean
+squared error, but grows only as its logarithm where that is many times what a clean image has at
+the same quality: no bits can bring back what thick haze has hidden, and such images would rule the
+gradient.
 
 Matrices are trained by Muon, everything else by AdamW.
 """
@@ -23,8 +24,8 @@ from aiocodec.training.config import TrainConfig
 from aiocodec.training.muon import Muon
 
 HOPELESS = 0.5
-"""From an MSE of HOPELESS / sqrt(lmbda) on, some forty times that of clean images, only its logarithm
-counts. With 0.1 haze and heavy rain were weighed away."""
+"""From an MSE of HOPELESS / sqrt(lmbda) on, some forty times that of clean images, only its
+logarithm counts. At 0.1, haze and heavy rain were weighed away."""
 
 
 def rate_distortion(
@@ -49,8 +50,9 @@ def rate_distortion(
 
 
 def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the weight of every convolution whose outputs each have at least 16 inputs, AdamW for
-    all other parameters and for the linear shortcuts, which start as a good transform already."""
+    """Muon for the weight of every convolution whose outputs each have at least 16 inputs, AdamW
+    for all other parameters and for the linear shortcuts, which start as a good transform
+    already."""
     shortcuts = (model.g_a.linear, model.g_s.linear)
     matrix_ids = {
         id(module.weight)
@@ -154,7 +156,8 @@ class Run:
         return loss, bpp, mse
 
     def shrink(self, clean: Tensor) -> None:
-        """Halve the batch, which was too large for the memory; LimitError where it was one patch."""
+        """Halve the batch, which was too large for the memory; LimitError where it was one
+        patch."""
         if len(clean) == 1:
             raise LimitError(f"one patch of {clean.shape[-1]}x{clean.shape[-1]} exceeds the memory")
         self.largest = len(clean) // 2 * clean.shape[-1] ** 2

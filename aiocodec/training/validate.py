@@ -25,9 +25,9 @@ def validate(
     qualities: tuple[int, ...] = VALIDATION_QUALITIES,
     every: int = 1,
 ) -> list[dict[str, Any]]:
-    """Mean bpp (from likelihoods of rounded symbols) and mean PSNR of 8-bit pixels against the clean
-    images, cropped to multiples of 64, for every degradation (as `degrade.apply` names them; that
-    of image i has seed i) and quality. Of the images, every `every`-th."""
+    """Mean bpp (from likelihoods of rounded symbols) and mean PSNR of 8-bit pixels against the
+    clean images, cropped to multiples of 64, for every degradation (as `degrade.apply` names them;
+    that of image i has seed i) and quality. Of the images, every `every`-th."""
 
     def spoiled(degradation: str, seed: int, clean: Tensor) -> Tensor:
         # drawn on the CPU, so that every machine validates on the same pixels
