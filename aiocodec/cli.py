@@ -33,6 +33,16 @@ from aiocodec.errors import (
     LimitError,
     ModelError,
     OutputError,
+    out_of_memory,
+)
+from aiocodec.training.config import (
+    BEGINNINGS,
+    CPU_BATCH,
+    CPU_PATCHES,
+    CUDA_BATCH,
+    CUDA_PATCHES,
+    STRIDE,
+    TrainConfig,
 )
 
 if TYPE_CHECKING:
@@ -286,10 +296,7 @@ def as_aic_error(fault: Exception) -> AicError:
         return fault
     if os.environ.get("AIC_DEBUG"):
         raise fault
-    out_of_memory = "OutOfMemoryError" in type(fault).__name__ or "can't allocate memory" in str(
-        fault
-    )
-    if isinstance(fault, MemoryError) or out_of_memory:
+    if out_of_memory(fault):
         return LimitError("not enough memory")
     text = " ".join(str(fault).split())[:200]
     return AicError(
@@ -789,12 +796,15 @@ def sides(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
         numbers = tuple(int(side) for side in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) not in SHARES or any(side < 64 or side % 64 for side in numbers):
-        raise click.BadParameter("up to three multiples of 64, as 128,192,256", ctx, param)
+    if len(numbers) not in BEGINNINGS or any(side <= 0 or side % STRIDE for side in numbers):
+        example = listed(CPU_PATCHES)
+        raise click.BadParameter(f"up to three multiples of {STRIDE}, as {example}", ctx, param)
     return tuple(sorted(numbers))
 
 
-SHARES = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}  # of the time, where larger patches begin
+def listed(sides: tuple[int, ...]) -> str:
+    """Sides as `--patches` takes them."""
+    return ",".join(map(str, sides))
 
 
 @cli.command(epilog=EPILOG)
@@ -808,7 +818,7 @@ SHARES = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}  # of the time, where l
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    default=30.0,
+    default=TrainConfig.minutes,
     show_default=True,
     help="Budget of all runs into OUT together, by which the learning rate falls to zero.",
 )
@@ -822,43 +832,38 @@ SHARES = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}  # of the time, where l
     "--patches",
     callback=sides,
     metavar="SIDES",
-    help="Up to three sides, later ones later.  [default: 128,192,256; on CUDA 256,320,384]",
+    help="Up to three sides, later ones later.  "
+    f"[default: {listed(CPU_PATCHES)}; on CUDA {listed(CUDA_PATCHES)}]",
 )
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    help="Patches of the first side; fewer of larger ones.  [default: 8; on CUDA 32]",
+    help="Patches of the first side; fewer of larger ones.  "
+    f"[default: {CPU_BATCH}; on CUDA {CUDA_BATCH}]",
 )
 @click.option(
     "--clean",
     type=click.FloatRange(0, 1),
-    default=0.2,
+    default=TrainConfig.clean,
     show_default=True,
     help="Share not degraded.",
 )
 @click.option(
     "--balance",
     type=click.FloatRange(0, 1),
-    default=0.2,
+    default=TrainConfig.balance,
     show_default=True,
     help="Weigh the loss by lambda to the power of -BALANCE.",
 )
 @click.option(
-    "--optimiser",
-    type=click.Choice(("muon", "soap", "adamw")),
-    default="muon",
-    show_default=True,
-    help="Of the matrices.",
-)
-@click.option(
     "--lr",
     type=click.FloatRange(0, min_open=True),
-    default=3e-3,
+    default=TrainConfig.lr_matrix,
     show_default=True,
     help="Learning rate of the matrices.",
 )
-@click.option("--compile/--no-compile", default=False, help="Use torch.compile.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--compile/--no-compile", default=TrainConfig.compile, help="Use torch.compile.")
+@click.option("--seed", type=int, default=TrainConfig.seed, show_default=True)
 @click.option(
     "--validation",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -898,7 +903,6 @@ def train(
     batch: int | None,
     clean: float,
     balance: float,
-    optimiser: str,
     lr: float,
     compile: bool,
     seed: int,
@@ -930,38 +934,30 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("there is no CUDA device", param_hint="--device")
-    cuda = device == "cuda"
-    patches = patches or ((256, 320, 384) if cuda else (128, 192, 256))
+    config = TrainConfig.for_device(
+        device,
+        patches,
+        batch,
+        minutes=minutes,
+        lr_matrix=lr,
+        balance=balance,
+        clean=clean,
+        compile=compile,
+        seed=seed,
+    )
     if preview is not None:
         assert folder is not None
         write_preview(folder, preview, seed)
     elif benchmark:
-        measure_training(variant, device, patches[0], batch)
+        measure_training(variant, device, config.phase(0)[0], batch)
     else:
         assert out is not None
         from aiocodec.model import VARIANTS, deepen
         from aiocodec.pretrained import Manifest
-        from aiocodec.pretrained import release as write_release
-        from aiocodec.training.train import TrainConfig, load_weights
-        from aiocodec.training.train import train as run
+        from aiocodec.training.checkpoint import load_weights
+        from aiocodec.training.loop import train as run
 
         if folder is not None:
-            first = batch or (32 if cuda else 8)
-            phases = tuple(
-                (share, side, max(1, first * patches[0] ** 2 // side**2))
-                for share, side in zip(SHARES[len(patches)], patches, strict=True)
-            )
-            config = TrainConfig(
-                minutes=minutes,
-                phases=phases,
-                optimiser=optimiser,
-                lr_matrix=lr,
-                lr_other=lr / 5,
-                balance=balance,
-                clean=clean,
-                compile=compile,
-                seed=seed,
-            )
             model = load_weights(start) if start else None
             if pretrained:
                 model = Manifest.read().load(variant).trainable()
@@ -986,6 +982,8 @@ def train(
                 report=functools.partial(report_training, minutes=minutes),
             )
         if release is not None:
+            from aiocodec.training.release import release as write_release
+
             frozen = write_release(load_weights(out, annealed=True), release)
             say(f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True)
 
@@ -1020,8 +1018,8 @@ def write_preview(folder: Path, path: Path, seed: int) -> None:
     import torch
     from PIL import Image, ImageOps
 
+    from aiocodec.degrade import contact_sheet
     from aiocodec.training.data import Photographs
-    from aiocodec.training.degrade import contact_sheet
 
     images = Photographs.load(folder, limit=50)
     chosen = np.random.default_rng(seed).choice(len(images), 5, replace=len(images) < 5)

@@ -28,7 +28,7 @@ from aiocodec.container import (
     unpack_latents,
 )
 from aiocodec.entropy import SYMBOL_UNIT, Z_MAX, ExactEntropyModel, Parameters, checkerboard
-from aiocodec.errors import BitstreamError, ImageError, LimitError, ModelError
+from aiocodec.errors import BitstreamError, ImageError, LimitError, ModelError, out_of_memory
 from aiocodec.image import Picture, pack_alpha, unpack_alpha
 from aiocodec.model import LATENT_STRIDE, STRIDE
 from aiocodec.pretrained import Manifest
@@ -313,10 +313,8 @@ def _bounded_memory() -> Iterator[None]:
     """Turn a failed allocation into a LimitError."""
     try:
         yield
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        raise LimitError("not enough memory for a picture of this size") from None
-    except RuntimeError as error:
-        if "alloc" not in str(error):
+    except (MemoryError, RuntimeError) as fault:
+        if not out_of_memory(fault):
             raise
         raise LimitError("not enough memory for a picture of this size") from None
 

@@ -80,3 +80,27 @@ class Diverged(TrainingError):
 
 class CodecMissing(AicError):
     """A codec to compare with that this installation lacks."""
+
+
+_NO_MEMORY = (  # phrases of torch's messages, in lower case
+    "allocate memory",  # "can't", "cannot" or "failed to": the CPU
+    "not enough memory",  # the CPU, on Windows
+    "out of memory",  # CUDA and other devices
+    "tried to allocate",  # most of the above go on so
+    "alloc_failed",  # cuBLAS and cuDNN
+)
+
+
+def out_of_memory(fault: BaseException) -> bool:
+    """Whether an exception says that the memory of the machine or of a device is used up.
+
+    MemoryError does (numpy's is one), and torch.OutOfMemoryError, which is known by its name here.
+    Otherwise torch raises a plain RuntimeError, with one of a few phrases in its message; those that
+    speak of memory in another way, an illegal access or a layout, are no lack of it.
+    """
+    if isinstance(fault, MemoryError):
+        return True
+    if any(base.__name__ == "OutOfMemoryError" for base in type(fault).__mro__):
+        return True
+    text = str(fault).lower()
+    return isinstance(fault, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)

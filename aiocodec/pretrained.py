@@ -1,4 +1,4 @@
-"""The weights that ship with the package: find, verify, load, release.
+"""The weights that ship with the package: find, verify, load.
 
 `weights/manifest.json` names the models, the default first:
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from aiocodec.entropy import FrozenEntropyModel
     from aiocodec.model import Model
-
-PART_BYTES = 14 << 20  # a set larger than this is split
 
 
 def _folder() -> Path:
@@ -165,84 +163,3 @@ class Pretrained:
         entropy.load_state_dict(densities, strict=False)
         model.entropy = entropy
         return model.requires_grad_(True)
-
-
-def release(
-    model: "Model", folder: Path, frozen: "FrozenEntropyModel | None" = None
-) -> "FrozenEntropyModel":
-    """Write a trained model into a folder of weights, and make it the default of the manifest.
-
-    Its entropy model is frozen, unless `frozen` is given: the one that it was trained against.
-    """
-    from hashlib import sha256
-
-    import numpy as np
-    import torch
-    from safetensors.torch import save
-
-    from aiocodec.entropy import SCALES, Z_MAX, freeze, scale_values
-    from aiocodec.rangecoder import gaussian_tables, quantise
-
-    if frozen is None:
-        pmf = model.entropy.prior_z.pmf()
-        tables, lows = [], []
-        for row in pmf:
-            likely = np.flatnonzero(row > 2.0**-20)
-            low, high = likely[0], likely[-1]
-            tables.append(
-                quantise(np.append(row[low : high + 1], max(0.0, 1 - row[low : high + 1].sum())))
-            )
-            lows.append(low - Z_MAX)
-        tables_z = (np.concatenate(tables), np.array([len(t) for t in tables]), np.array(lows))
-        tables_y = gaussian_tables(scale_values(), *model.entropy.tail_shape)
-        assert len(tables_y[1]) == SCALES
-        frozen = freeze(model.entropy, tables_y, tables_z)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        entries = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except OSError:
-        entries = {"models": {}, "files": {}}
-    name, fingerprint = model.config.name, frozen.fingerprint.hex()
-
-    def write(stem: str, tensors: "dict[str, Tensor]") -> list[str]:
-        parts: list[dict[str, Tensor]] = [{}]
-        size = 0
-        for key in sorted(tensors):
-            size += tensors[key].nbytes
-            if size > PART_BYTES and parts[-1]:
-                parts.append({})
-                size = tensors[key].nbytes
-            parts[-1][key] = tensors[key].contiguous()
-        names = [
-            f"{stem}{f'-{i}' if len(parts) > 1 else ''}.safetensors" for i in range(len(parts))
-        ]
-        for file, part in zip(names, parts, strict=True):
-            data = save(part)
-            (folder / file).write_bytes(data)
-            entries["files"][file] = {
-                "bytes": len(data),
-                "sha256": sha256(data).hexdigest(),
-            }
-        return names
-
-    transforms = {
-        key: value.detach().cpu().to(torch.float32 if key.startswith("entropy.") else torch.float16)
-        for key, value in model.state_dict().items()
-        if not key.startswith("entropy.") or key.startswith(("entropy.prior_z.", "entropy.tail"))
-    }
-    if not all(bool(torch.isfinite(value).all()) for value in transforms.values()):
-        raise ModelError("the trained weights are not finite in float16")
-    entry = {
-        "config": model.config.to_dict(),
-        "fingerprint": fingerprint,
-        "transforms": write(name, transforms),
-        "entropy": write(f"entropy-{fingerprint}", dict(frozen.tensors)),
-    }
-    entries["models"] = {name: entry, **{k: v for k, v in entries["models"].items() if k != name}}
-    used = {f for e in entries["models"].values() for f in e["transforms"] + e["entropy"]}
-    for file in set(entries["files"]) - used:
-        (folder / file).unlink(missing_ok=True)
-        del entries["files"][file]
-    (folder / "manifest.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
-    return frozen

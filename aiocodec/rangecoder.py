@@ -3,7 +3,7 @@
 Everything that decides a bit is an integer here, so the same symbols and tables give the same bytes
 on every machine. Each symbol names the table it is coded with by an index:
 
-    tables = Tables(*gaussian_tables(scales))
+    tables = Tables(frequencies, lengths, lows)
     encoder = Encoder()
     encoder.encode(symbols, indexes, tables)
     words = encoder.finish()
@@ -269,76 +269,6 @@ class Decoder:
                 raise BitstreamError("coded symbols are corrupt") from error
             raise
         return entries
-
-
-def quantise(probabilities: ArrayLike) -> NDArray[np.int32]:
-    """Integer frequencies for a table, from probabilities that need not be normalised.
-
-    Equal probabilities get equal frequencies, but for the (first) most probable entry, which takes
-    the remainder of the rounding. This runs at release time only; tables are shipped as integers.
-
-    Args:
-        probabilities: float [n], 2 <= n <= 2 * MAX_MAGNITUDE + 2, finite, >= 0, not all 0.
-
-    Returns:
-        int32 [n], each >= 1, with sum exactly 1 << PRECISION.
-
-    Raises:
-        ValueError: the probabilities are not as described.
-    """
-    p = np.asarray(probabilities, dtype=np.float64)
-    if p.ndim != 1 or not 2 <= len(p) <= 2 * MAX_MAGNITUDE + 2:
-        raise ValueError(f"probabilities have the shape {p.shape}")
-    total = p.sum()
-    if not (np.isfinite(total) and p.min() >= 0 and total > 0):
-        raise ValueError("probabilities must be finite and >= 0, with a sum > 0")
-    frequencies: NDArray[np.int32] = 1 + np.floor(p / total * (_TOTAL - len(p))).astype(np.int32)
-    frequencies[np.argmax(p)] += _TOTAL - frequencies.sum(dtype=np.int64)
-    return frequencies
-
-
-def gaussian_tables(
-    scales: ArrayLike, tail_weight: float = 0.0, tail_ratio: float = 1.0
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Tables of zero-mean Gaussians, each symbol k standing for the interval k - 1/2 .. k + 1/2.
-
-    With a `tail_weight` each is mixed with a Gaussian `tail_ratio` times as wide, for the outliers.
-    A table reaches to 5 standard deviations (of the wider one) on both sides; the rest of the mass,
-    less than 6e-7, is its escape's, which gets 2^-18 besides. This runs at release time only:
-    math.erfc may differ between machines.
-
-    Args:
-        scales: float [T], standard deviations, > 0 and, times tail_ratio, at most
-            MAX_MAGNITUDE / 5.
-        tail_weight: 0..1.
-        tail_ratio: at least 1.
-
-    Returns:
-        The arguments of `Tables`: frequencies [sum(lengths)], lengths [T], lows [T].
-
-    Raises:
-        ValueError: a number is not as described.
-    """
-    if not (0 <= tail_weight <= 1 <= tail_ratio):
-        raise ValueError(f"a tail of weight {tail_weight} and ratio {tail_ratio} is impossible")
-    tables = []
-    for scale in np.asarray(scales, dtype=np.float64).tolist():
-        if not 0 < scale * tail_ratio <= MAX_MAGNITUDE / 5:
-            raise ValueError(f"scale {scale} is not in 0..{MAX_MAGNITUDE / 5}")
-
-        def beyond(x: float, scale: float = scale) -> float:
-            """The mass above x, accurate far into the tail."""
-            narrow = math.erfc(x / (scale * math.sqrt(2))) / 2
-            wide = math.erfc(x / (scale * tail_ratio * math.sqrt(2))) / 2
-            return (1 - tail_weight) * narrow + tail_weight * wide
-
-        reach = math.ceil(5 * scale * tail_ratio)
-        above = [beyond(k + 0.5) for k in range(reach + 1)]
-        positive = -np.diff(above)  # of the symbols 1..reach
-        mode, tails = 1 - 2 * above[0], 2 * above[reach] + 2.0**-18
-        tables.append(quantise(np.concatenate([positive[::-1], [mode], positive, [tails]])))
-    lengths = np.array([len(table) for table in tables], dtype=np.int32)
-    return np.concatenate(tables), lengths, 1 - lengths // 2
 
 
 def _integers(name: str, values: ArrayLike, low: int, high: int) -> NDArray[np.int32]:

@@ -22,7 +22,9 @@ from aiocodec.errors import (
 from aiocodec.image import Picture
 from aiocodec.metrics import psnr
 from aiocodec.model import Model, ModelConfig
-from aiocodec.pretrained import Manifest, release
+from aiocodec.pretrained import Manifest
+from aiocodec.training import checkpoint
+from aiocodec.training.release import release
 
 TINY = ModelConfig("tiny", 8, (24,), (1,), (1,), latents=24, hyper=8, prior_width=16)
 
@@ -398,9 +400,7 @@ def test_damaged_weights_are_refused(tmp_path):
 
 
 def test_weights_in_parts(tmp_path, monkeypatch):
-    from aiocodec import pretrained
-
-    monkeypatch.setattr(pretrained, "PART_BYTES", 20_000)
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 20_000)
     model = Model(TINY)
     release(model, tmp_path)
     assert len(list(tmp_path.glob("tiny-*.safetensors"))) > 1

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from aiocodec.errors import AicError
-from aiocodec.training import degrade as module
-from aiocodec.training.degrade import (
+from aiocodec import degrade as module
+from aiocodec.degrade import (
     KINDS,
     apply,
     camera_noise,
@@ -24,6 +23,7 @@ from aiocodec.training.degrade import (
     rain,
     snow,
 )
+from aiocodec.errors import AicError
 
 DRAWN = [name for name in KINDS if name not in ("jpeg", "blur")]
 WEATHER, CAMERA = {"haze", "rain", "snow"}, {"noise", "camera", "blur", "jpeg"}
@@ -410,13 +410,13 @@ def test_particles_are_drawn_out_along_the_angle(angle, along, athwart):
 def test_degrade_leaves_the_clean_exactly_as_they_are():
     x = torch.rand(500, 3, 12, 17, generator=seeded())
     before = x.clone()
-    out = degrade(x, seeded())
+    out = degrade(x, seeded(), clean=0.2)
     untouched = torch.tensor([torch.equal(a, b) for a, b in zip(x, out, strict=True)])
     assert abs(untouched.sum() - 100) < 4 * math.sqrt(500 * 0.2 * 0.8)
     assert_pixels(out[~untouched], x[~untouched])
     assert torch.equal(x, before)
-    assert torch.equal(degrade(x, seeded()), out)
-    assert not torch.equal(degrade(x, seeded(1)), out)
+    assert torch.equal(degrade(x, seeded(), clean=0.2), out)
+    assert not torch.equal(degrade(x, seeded(1), clean=0.2), out)
 
 
 def test_degrade_all_or_nothing():
@@ -457,7 +457,7 @@ def drawn():
     with pytest.MonkeyPatch.context() as patch:
         recorders = {name: kind._replace(apply=recorder(name)) for name, kind in KINDS.items()}
         patch.setattr(module, "KINDS", recorders)
-        out = torch.cat([degrade(part, rng) for part in x.split(400)])
+        out = torch.cat([degrade(part, rng, clean=0.2) for part in x.split(400)])
     assert torch.equal(out, x), "a patch comes back from where it was"
     return plans, amounts, corners
 

@@ -24,7 +24,8 @@ from aiocodec.entropy import (
 )
 from aiocodec.errors import ModelError
 from aiocodec.pretrained import Manifest
-from aiocodec.rangecoder import PRECISION, Tables, gaussian_tables, quantise
+from aiocodec.rangecoder import PRECISION, Tables
+from aiocodec.training.release import gaussian_tables, quantise
 
 N, Z, WIDTH = 8, 6, 12
 

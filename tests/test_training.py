@@ -21,23 +21,21 @@ from PIL import Image
 
 from aiocodec.cli import cli
 from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
-from aiocodec.model import VARIANTS, Model, ModelConfig, lmbda
+from aiocodec.model import STRIDE, VARIANTS, Model, ModelConfig, lmbda
+from aiocodec.training import config as defaults
 from aiocodec.training.benchmark import benchmark
-from aiocodec.training.data import Photographs
-from aiocodec.training.optim import SOAP, orthogonalise
-from aiocodec.training.train import (
-    HOPELESS,
-    VALIDATION,
-    Run,
-    TrainConfig,
-    compile_parts,
+from aiocodec.training.checkpoint import (
+    load_checkpoint,
     load_weights,
-    plot,
-    rate_distortion,
+    save_checkpoint,
     save_weights,
-    train,
-    validate,
 )
+from aiocodec.training.config import TrainConfig
+from aiocodec.training.data import Pairs, Photographs
+from aiocodec.training.loop import _draw, train
+from aiocodec.training.muon import Muon, orthogonalise
+from aiocodec.training.run import HOPELESS, Run, compile_parts, optimisers, rate_distortion
+from aiocodec.training.validate import VALIDATION, plot, validate
 
 TINY = ModelConfig("tiny", 8, (16,), (1,), (1,), latents=24, hyper=8, prior_width=16)
 QUICK = TrainConfig(
@@ -50,7 +48,7 @@ TICK = 0.025  # seconds that a step takes by the clock of `ticks`
 def ticks(monkeypatch):
     """A clock that goes by steps, so that budgets do not depend on how busy the machine is."""
     clock = SimpleNamespace(monotonic=partial(next, itertools.count(0, TICK)))
-    monkeypatch.setattr("aiocodec.training.train.time", clock)
+    monkeypatch.setattr("aiocodec.training.loop.time", clock)
 
 
 @pytest.fixture
@@ -112,7 +110,7 @@ def test_a_run_in_two_parts(folder, tmp_path, ticks):
 
 
 def test_weights_travel_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("aiocodec.training.train.PART_BYTES", 20_000)
+    monkeypatch.setattr("aiocodec.training.checkpoint.PART_BYTES", 20_000)
     model = Model(TINY)
     paths = save_weights(model, tmp_path)
     assert len(paths) > 2
@@ -143,17 +141,14 @@ def test_weights_travel_in_parts(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_model_is_refused(folder, tmp_path):
-    Run.create(Model(TINY), QUICK).save(tmp_path / "checkpoint.pt")
+    save_checkpoint(Run.create(Model(TINY), QUICK), tmp_path / "checkpoint.pt")
     other = Model(replace(TINY, hyper=16))
     with pytest.raises(TrainingError, match="another model"):
         train(folder, tmp_path, config=QUICK, start=other)
-    with pytest.raises(TrainingError, match="trained with muon"):
-        train(folder, tmp_path, config=replace(QUICK, optimiser="soap"), start=Model(TINY))
 
 
 def test_weights_that_this_version_does_not_build_are_refused(tmp_path):
-    run = Run.create(Model(TINY), QUICK)
-    run.save(tmp_path / "checkpoint.pt")
+    save_checkpoint(Run.create(Model(TINY), QUICK), tmp_path / "checkpoint.pt")
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
     name = next(name for name, tensor in state["average"].items() if tensor.ndim == 4)
     state["average"][name] = state["average"][name][:1]
@@ -164,7 +159,7 @@ def test_weights_that_this_version_does_not_build_are_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
-    Run.create(Model(TINY), QUICK).save(checkpoint)
+    save_checkpoint(Run.create(Model(TINY), QUICK), checkpoint)
     whole = checkpoint.read_bytes()
     for damaged in (whole[:-1000], b"nonsense", b""):
         checkpoint.write_bytes(damaged)
@@ -182,7 +177,7 @@ def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
         train(folder, tmp_path, config=QUICK, start=model)
     assert not (tmp_path / "checkpoint.pt").exists()
     with pytest.raises(Diverged, match="nothing was saved"):
-        Run.create(model, QUICK).save(tmp_path / "checkpoint.pt")
+        save_checkpoint(Run.create(model, QUICK), tmp_path / "checkpoint.pt")
     assert not list(tmp_path.glob("checkpoint*"))
 
 
@@ -199,11 +194,11 @@ def test_too_little_memory_halves_the_batch(folder, tmp_path, monkeypatch, ticks
     rows, sizes = [], []
     update = Run.update
 
-    def greedy(self, clean, rng):
+    def greedy(self, clean, rng, spoiled=None):
         sizes.append(len(clean))
         if len(clean) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return update(self, clean, rng)
+        return update(self, clean, rng, spoiled)
 
     monkeypatch.setattr(Run, "update", greedy)
     config = replace(QUICK, minutes=0.5 / 60, phases=((0.0, 64, 8),))
@@ -212,9 +207,7 @@ def test_too_little_memory_halves_the_batch(folder, tmp_path, monkeypatch, ticks
     assert set(sizes[3:]) == {2}
     assert [row["batch"] for row in rows if "memory" in row] == [4, 2]
     assert run.patches == 2 * run.step
-    monkeypatch.setattr(
-        Run, "update", lambda self, clean, rng: torch.empty(1 << 60, dtype=torch.uint8)
-    )
+    monkeypatch.setattr(Run, "update", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
     with pytest.raises(LimitError, match="one patch of 64x64"):
         train(folder, tmp_path / "other", config=config, start=Model(TINY))
 
@@ -234,13 +227,13 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     ]
     command += ["--minutes", "5", "--patches", "64", "--batch", "1"]
     script = (
-        "import sys, torch; from aiocodec.training import train; from dataclasses import replace\n"
+        "import sys, torch; from aiocodec.training import config; from dataclasses import replace\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from aiocodec.cli import main; from aiocodec import model\n"
         "model.VARIANTS['nano'] = replace(model.VARIANTS['nano'], widths=(16,), blocks_a=(1,),"
         " blocks_s=(1,), latents=24, hyper=8, prior_width=16)\n"
-        "init = train.TrainConfig.__init__\n"
-        "train.TrainConfig.__init__ = lambda self, **k: init(self, **k, report_seconds=0.2,"
+        "init = config.TrainConfig.__init__\n"
+        "config.TrainConfig.__init__ = lambda self, **k: init(self, **k, report_seconds=0.2,"
         " checkpoint_seconds=0.5)\n"
         "main(sys.argv[1:])\n"
     )
@@ -262,7 +255,7 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     if number != signal.SIGKILL:
         assert state["counters"]["step"] >= last["step"]
     run = Run.create(load_weights(checkpoint).requires_grad_(True), TrainConfig())
-    run.load(checkpoint)
+    load_checkpoint(run, checkpoint)
     assert run.step == state["counters"]["step"]
 
 
@@ -365,9 +358,155 @@ def test_patches_are_windows_of_photographs(tmp_path):
     assert torch.equal(a, b)
 
 
+def save_pair(folder, name, sides=(64, 64), clean_sides=None):
+    """A picture whose pixels say row and column, and it spoiled: with every blue of 0 at 200."""
+    folder.mkdir(exist_ok=True)
+    for half, (height, width), blue in (("in", sides, 200), ("gt", clean_sides or sides, 0)):
+        rows, columns = np.mgrid[:height, :width]
+        pixels = np.stack([rows, columns, np.full_like(rows, blue)], axis=2).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}_{half}.png")
+
+
+def test_pairs_that_cannot_be_used_are_named_and_left_out(tmp_path):
+    save_pair(tmp_path, "good")
+    save_pair(tmp_path, "odd", (64, 64), (64, 65))
+    save_pair(tmp_path, "half")
+    (tmp_path / "half_gt.png").unlink()
+    save_pair(tmp_path, "broken")
+    (tmp_path / "broken_in.png").write_bytes(b"not an image")
+    pairs = Pairs.load(tmp_path)
+    assert (len(pairs), pairs.names) == (1, ("good",))
+    assert sorted(pairs.left_out) == [
+        "broken: one of the two cannot be read",
+        "half: one of the two cannot be read",
+        "odd: the two differ in size",
+    ]
+    (tmp_path / "good_gt.png").unlink()
+    with pytest.raises(ImageError, match="no pairs"):
+        Pairs.load(tmp_path)
+
+
+def test_every_tenth_run_of_ten_pairs_is_held_out(tmp_path):
+    names = [f"{i:03}" for i in range(205)]
+    for name in names:
+        save_pair(tmp_path, name, (1, 1))
+    seen, held = (Pairs.load(tmp_path, held_out=held_out).names for held_out in (False, True))
+    assert list(held) == names[90:100] + names[190:200]
+    assert sorted(seen + held) == names
+
+
+def test_a_batch_of_pairs_is_of_the_same_places(tmp_path):
+    for i, sides in enumerate(((64, 90), (100, 70), (80, 80))):
+        save_pair(tmp_path, str(i), sides)
+    pairs = Pairs.load(tmp_path)
+    spoiled, clean = pairs.batch(20, 64, torch.Generator().manual_seed(0))
+    assert spoiled.shape == clean.shape == (20, 3, 64, 64)
+    assert torch.equal(spoiled[:, :2], clean[:, :2])
+    assert (spoiled[:, 2] * 255 == 200).all() and (clean[:, 2] == 0).all()
+    assert len({tuple(patch[:2, 0, 0].tolist()) for patch in clean}) > 10
+
+
+def test_a_share_of_a_batch_is_drawn_from_pairs(folder, tmp_path):
+    """Over many batches it is the share asked for, the same of every folder; the spoiled patches
+    belong to the last of the clean ones, and the first is never of a pair."""
+    images = Photographs.load(folder)
+    save_pair(tmp_path / "rain", "a")
+    save_pair(tmp_path / "snow", "a", (70, 70))
+    weather = [Pairs.load(tmp_path / name) for name in ("rain", "snow")]
+    rng = torch.Generator().manual_seed(0)
+    drawn = 0
+    for _ in range(200):
+        clean, spoiled = _draw(images, weather, 6, 64, rng, 0.3)
+        assert clean.shape == (6, 3, 64, 64)
+        if spoiled is not None:
+            drawn += len(spoiled)
+            assert torch.equal(clean[-len(spoiled) :, :2], spoiled[:, :2])
+            assert (clean[-len(spoiled) :, 2] == 0).all()
+    assert drawn / 1200 == pytest.approx(0.3, abs=0.03)
+    assert len(_draw(images, weather, 4, 64, rng, 1.0)[1]) == 3
+    assert _draw(images, weather, 4, 64, rng, 0.0)[1] is None
+    assert _draw(images, [], 4, 64, rng, 0.3)[1] is None
+
+
+def test_a_step_takes_spoiled_patches_as_they_are(monkeypatch):
+    """Only those before them are degraded here."""
+    seen = []
+
+    def watched(model, clean, degraded, quality, balance):
+        seen.append((clean, degraded))
+        return rate_distortion(model, clean, degraded, quality, balance)
+
+    monkeypatch.setattr("aiocodec.training.run.rate_distortion", watched)
+    run = Run.create(Model(TINY), replace(QUICK, clean=0.0))
+    rng = torch.Generator().manual_seed(0)
+    clean, spoiled = torch.rand(4, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    assert run.update(clean, rng, spoiled) is not None
+    ((given, degraded),) = seen
+    assert torch.equal(given, clean) and torch.equal(degraded[2:], spoiled)
+    assert all(not torch.equal(a, b) for a, b in zip(clean[:2], degraded[:2], strict=True))
+
+
+def test_pairs_are_trained_on_and_validated(folder, tmp_path, ticks):
+    for i in range(100):
+        save_pair(tmp_path / "rainy", f"{i:02}")
+    (tmp_path / "rainy/95_gt.png").unlink()
+    (tmp_path / "rainy/05_gt.png").unlink()
+    rows = []
+    config = replace(QUICK, minutes=0.2 / 60)
+    train(
+        folder,
+        tmp_path / "run",
+        config=config,
+        pairs=[tmp_path / "rainy"],
+        validation=folder,
+        start=Model(TINY),
+        report=rows.append,
+    )
+    assert rows[0]["pairs"] == 89
+    assert rows[0]["unreadable"] == [
+        "broken.png",
+        "05: one of the two cannot be read",
+        "95: one of the two cannot be read",
+    ]
+    validation = rows[-1]["validation"]
+    assert [row["quality"] for row in validation if row["degradation"] == "rainy pairs"] == [
+        10,
+        50,
+        90,
+    ]
+    assert {row["degradation"] for row in validation} == {*VALIDATION, "rainy pairs"}
+
+
 def test_patch_sides_are_multiples_of_64():
+    assert defaults.STRIDE == STRIDE == 64
     with pytest.raises(ValueError, match="64"):
         TrainConfig(phases=((0.0, 100, 1),))
+
+
+def test_later_patches_are_larger_and_fewer():
+    cpu, cuda = TrainConfig.for_device("cpu"), TrainConfig.for_device("cuda")
+    assert cpu == TrainConfig()
+    assert [phase[1:] for phase in cpu.phases] == [(128, 8), (192, 3), (256, 2)]
+    assert [phase[1:] for phase in cuda.phases] == [(256, 32), (320, 20), (384, 14)]
+    two = TrainConfig.for_device("cpu", (64, 640), 4, clean=1.0)
+    assert two.phases == ((0.0, 64, 4), (0.7, 640, 1))
+    assert two.clean == 1
+    assert (two.phase(0.69), two.phase(0.7)) == ((64, 4), (640, 1))
+
+
+def test_the_options_of_training_default_to_its_config():
+    options = {option.name: option.default for option in cli.commands["train"].params}
+    config = TrainConfig()
+    for option, field in (
+        ("minutes", "minutes"),
+        ("clean", "clean"),
+        ("balance", "balance"),
+        ("lr", "lr_matrix"),
+        ("compile", "compile"),
+        ("seed", "seed"),
+    ):
+        assert options[option] == getattr(config, field)
+    assert config.lr_other == config.lr_matrix / 5
 
 
 def test_the_loss_is_rate_plus_weighted_distortion():
@@ -411,9 +550,31 @@ def test_gradients_reach_every_parameter():
     assert not dead
 
 
+def test_muon_trains_the_convolutions_and_adamw_the_rest():
+    """Shortcuts, filters per channel, convolutions of few inputs, biases and gains are the rest."""
+    model = Model(TINY)
+    muon, adamw = optimisers(model, QUICK)
+    assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
+    matrices, others = (
+        {id(p) for group in optimiser.param_groups for p in group["params"]}
+        for optimiser in (muon, adamw)
+    )
+    assert not matrices & others
+    assert matrices | others == {id(p) for p in model.parameters()}
+    assert {id(model.g_a.stem.weight), id(model.g_s.tail.weight)} <= matrices
+    assert {id(model.g_a.linear.weight), id(model.g_s.linear.weight)} <= others
+    assert all(
+        (id(m.weight) in others)
+        == (m.weight.shape[1] < 16 or m in (model.g_a.linear, model.g_s.linear))
+        for m in model.modules()
+        if isinstance(m, torch.nn.Conv2d)
+    )
+
+
 def test_muon_orthogonalises():
+    """By either iteration: the second pair of shapes takes the one on the Gram matrix."""
     torch.manual_seed(0)
-    for shape in ((2, 24, 40), (2, 40, 24)):
+    for shape in ((2, 24, 40), (2, 40, 24), (2, 24, 60), (2, 60, 24)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
         assert values.min() > 0.5
         assert values.max() < 1.3
@@ -423,10 +584,9 @@ def test_nano_is_what_quick_training_trains():
     assert sum(p.numel() for p in Model(VARIANTS["nano"]).parameters()) < 6e6
 
 
-@pytest.mark.parametrize("optimiser", ["muon", "soap", "adamw"])
-def test_every_optimiser_learns_and_goes_on(optimiser, tmp_path):
+def test_steps_lower_the_loss_and_go_on_from_a_checkpoint(tmp_path):
     torch.manual_seed(0)
-    config = replace(QUICK, optimiser=optimiser, warmup=1)
+    config = replace(QUICK, warmup=1)
     run = Run.create(Model(TINY), config)
     rng = torch.Generator().manual_seed(0)
     clean = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8, generator=rng), scale_factor=8)
@@ -435,34 +595,14 @@ def test_every_optimiser_learns_and_goes_on(optimiser, tmp_path):
     for _ in range(15):
         run.update(clean, rng)
     assert rate_distortion(run.model, clean, clean, quality)[0].item() < before
-    run.save(tmp_path / "checkpoint.pt")
+    save_checkpoint(run, tmp_path / "checkpoint.pt")
     other = Run.create(Model(TINY), config)
-    other.load(tmp_path / "checkpoint.pt")
+    load_checkpoint(other, tmp_path / "checkpoint.pt")
     for a in (run, other):
         torch.manual_seed(1)
         a.update(clean, torch.Generator().manual_seed(2))
     for a, b in zip(run.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_soap_is_adam_in_a_rotated_space():
-    """On a badly conditioned quadratic whose axes are not those of the matrix, SOAP gets much
-    further than Adam does with the same steps."""
-    generator = torch.Generator().manual_seed(0)
-    q = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
-    a = q @ torch.diag(torch.logspace(0, -2, 16)) @ q.T
-    target = torch.randn(16, 16, generator=generator)
-    losses = []
-    for kind in (SOAP, torch.optim.Adam):
-        w = torch.nn.Parameter(torch.zeros(16, 16))
-        optimiser = kind([w], 0.03)
-        for _ in range(200):
-            optimiser.zero_grad()
-            loss = (a @ (w - target)).square().mean()
-            loss.backward()
-            optimiser.step()
-        losses.append(loss.item())
-    assert losses[0] < 0.5 * losses[1]
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():
@@ -524,18 +664,18 @@ def test_benchmark_measures_whole_steps():
     assert [row["batch"] for row in rows] == [1, 2]
     for row in rows:
         assert row["patches_per_second"] == pytest.approx(1000 * row["batch"] / row["ms"], rel=0.1)
-        assert row["share"] > 0
+        assert row["compute_floor_ms"] > 0  # the share of a busy machine rounds to 0
     assert rows[1]["memory_floor_ms"] >= rows[0]["memory_floor_ms"]
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("optimiser", ["muon", "soap", "adamw"])
-def test_training_on_cuda(folder, tmp_path, ticks, optimiser):
-    """With compilation, two sizes of patches, validation, and a second run on the CPU."""
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_on_cuda(folder, tmp_path, ticks, compiled):
+    """With two sizes of batches, validation, and a second run on the CPU."""
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     phases = ((0.0, 64, 4), (0.6, 64, 2))
-    config = replace(QUICK, optimiser=optimiser, phases=phases, compile=optimiser == "muon")
+    config = replace(QUICK, phases=phases, compile=compiled)
     run = train(
         folder, tmp_path, config=config, start=Model(TINY), validation=folder, device="cuda"
     )

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aiocodec.errors import AicError, CodecMissing
+from aiocodec.errors import AicError, CodecMissing, out_of_memory
 
 Pixels = NDArray[np.uint8]  # [H, W, 3], code values 0..255
 
@@ -334,7 +334,7 @@ def _portable(fault: Exception) -> AicError:
     """An error that every process can unpickle."""
     if isinstance(fault, AicError):
         return fault
-    if isinstance(fault, MemoryError):
+    if out_of_memory(fault):
         return AicError("not enough memory")
     return AicError(" ".join(str(fault).split())[:200] or type(fault).__name__)
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from aiocodec import __version__
-from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError
+from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError, out_of_memory
 from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels, Worker
 from aiocodec.image import SUFFIXES, Picture, read
 from aiocodec.metrics import bd_psnr, bd_rate, bpp, edge_agreement, ms_ssim, overlap, psnr
@@ -53,12 +53,12 @@ def add_noise(picture: Picture, sigma: float, seed: int) -> Picture:
 
 
 def spoil(picture: Picture, degradation: str, seed: int) -> Picture:
-    """A picture after a degradation as `training.degrade.apply` names them, drawn with a seed on the
+    """A picture after a degradation as `degrade.apply` names them, drawn with a seed on the
     CPU. Noise of a given strength alone, `noise:25`, is that of `add_noise`, with which other
     projects can be compared. AicError for a name that does not exist."""
     import torch
 
-    from aiocodec.training.degrade import apply
+    from aiocodec.degrade import apply
 
     rng = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(np.ascontiguousarray(picture.rgb.transpose(2, 0, 1)))[None].float() / 255
@@ -425,8 +425,8 @@ def _out_of_memory() -> Iterator[None]:
     """Too little memory for one image is a LimitError of that image."""
     try:
         yield
-    except (MemoryError, RuntimeError) as fault:  # torch says it with a RuntimeError
-        if isinstance(fault, RuntimeError) and "memory" not in str(fault):
+    except (MemoryError, RuntimeError) as fault:
+        if not out_of_memory(fault):
             raise
         raise LimitError("not enough memory") from None
 

@@ -1,9 +1,10 @@
 """How fast a model trains on this machine, and what share of the machine's floor that reaches.
 
-The floor of a step is the larger of two times: its arithmetic (three times that of the forward pass)
-at the rate of a large matrix product, and the bytes that its operations read and write at the rate of a large copy, both measured here, on
-this device. Degradation and optimisers are part of the step, not of its floor. Fusing
-operations (torch.compile) saves traffic, so a step can be faster than the second.
+The floor of a step is the larger of two times: its arithmetic (three times that of the forward
+pass) at the rate of a large matrix product, and the bytes that its operations read and write at
+the rate of a large copy, both measured here, on this device. Degradation and optimisers are part
+of the step, not of its floor. Fusing operations (torch.compile) saves traffic, so a step can be
+faster than the second.
 """
 
 import statistics
@@ -16,9 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from aiocodec.errors import out_of_memory
 from aiocodec.model import Model, ModelConfig, complexity
-from aiocodec.training.data import out_of_memory
-from aiocodec.training.train import Run, TrainConfig, compile_parts, rate_distortion
+from aiocodec.training.config import TrainConfig
+from aiocodec.training.run import Run, compile_parts, rate_distortion
 
 
 class _Traffic(TorchDispatchMode):
@@ -77,8 +79,8 @@ def benchmark(
     seconds: float = 8.0,
 ) -> Iterator[dict[str, Any]]:
     """One row per way to train on patches of `side`: patches per second of whole steps (batch of
-    random pixels, degradation, both passes, optimisers), milliseconds, the floors of a step, and the
-    share of the larger one that is reached. A batch that does not fit ends a series."""
+    random pixels, degradation, both passes, optimisers), milliseconds, the floors of a step, and
+    the share of the larger one that is reached. A batch that does not fit ends a series."""
     peak = machine(device)
     for compile in compiled:
         for count in batches:

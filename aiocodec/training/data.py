@@ -1,4 +1,4 @@
-"""Photographs for training: a folder decoded once onto the device, random patches of it afterwards."""
+"""Photographs and pairs for training: folders decoded once onto the device, random patches then."""
 
 import os
 from collections.abc import Sequence
@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aiocodec.errors import AicError, ImageError, LimitError
+from aiocodec.errors import AicError, ImageError, LimitError, out_of_memory
 from aiocodec.image import SUFFIXES, read
-
-
-def out_of_memory(fault: BaseException) -> bool:
-    """Whether an exception says that the memory of some device is used up."""
-    names = ("OutOfMemoryError", "MemoryError")
-    return type(fault).__name__ in names or "can't allocate memory" in str(fault)
 
 
 @dataclass(frozen=True)
@@ -91,8 +85,8 @@ class Photographs:
         return self.pixels.numel() / 3e6
 
     def batch(self, count: int, side: int, rng: torch.Generator) -> Tensor:
-        """float [count, 3, side, side] in 0..1: random crops, mirrored and transposed at random, from
-        images in proportion to their area. `rng` is of the images' device.
+        """float [count, 3, side, side] in 0..1: random crops, mirrored and transposed at random,
+        from images in proportion to their area. `rng` is of the images' device.
 
         Images smaller than `side` are never drawn; ImageError where all are.
         """

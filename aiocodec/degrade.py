@@ -25,8 +25,7 @@ from torch.nn import functional as F
 
 from aiocodec.errors import AicError
 
-CLEAN_SHARE = 0.2  # of the inputs of `degrade` are left as they are (paper, section 4.1)
-MIXED_SHARE = 0.2  # of the others get a second degradation
+MIXED_SHARE = 0.2  # of the images that `degrade` spoils get a second degradation
 FILE_SHARE = 0.5  # of those with the noise of a camera; a JPEG file is the second
 Amount = Tensor | float
 
@@ -393,7 +392,7 @@ def apply(x: Tensor, spec: str, rng: torch.Generator) -> Tensor:
     return x
 
 
-def degrade(x: Tensor, rng: torch.Generator, clean: float = CLEAN_SHARE) -> Tensor:
+def degrade(x: Tensor, rng: torch.Generator, clean: float) -> Tensor:
     """A random degradation for every image of a batch: none with probability `clean`, otherwise one
     of KINDS by weight or, for a fifth of them, that and a later one of what a camera adds: blur,
     noise, JPEG artefacts. Half of the noise of cameras is in JPEG files."""

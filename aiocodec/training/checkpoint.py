@@ -1,0 +1,170 @@
+"""Weights and checkpoints on disk: everything of training that is read and written, but its log.
+
+A checkpoint is one file with all that a run needs to go on. Weights travel as safetensors, in parts
+of at most PART_BYTES. Whoever reads sees the old file or the new one, never half of it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiocodec.errors import Diverged, TrainingError
+from aiocodec.model import Model, ModelConfig
+from aiocodec.training.run import Run
+
+PART_BYTES = 14 << 20  # of tensors in a file, so that each can travel where large files cannot
+_COUNTERS = ("step", "usual_norm", "seconds", "patches", "pixels")  # of a run, in its checkpoint
+
+
+def write_shards(
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write tensors of the CPU, in the order of their names, as safetensors files into a folder
+    that exists, and give their paths. A part holds PART_BYTES at most, or a single tensor.
+
+    Without metadata one part is STEM.safetensors and several are STEM-0.safetensors and so on:
+    some manifest has to name them. With metadata they find together by themselves: even a single
+    part has its number, and all carry the metadata, how many `parts` there are, and a random
+    `set`, which tells them from those of another time.
+    """
+    from safetensors.torch import save
+
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key in sorted(tensors):
+        size += tensors[key].nbytes
+        if size > PART_BYTES and parts[-1]:
+            parts.append({})
+            size = tensors[key].nbytes
+        parts[-1][key] = tensors[key].contiguous()
+    names = [f"{stem}-{i}" for i in range(len(parts))]
+    written = None
+    if metadata is not None:
+        written = {**metadata, "parts": str(len(parts)), "set": os.urandom(8).hex()}
+    elif len(parts) == 1:
+        names = [stem]
+    paths = [folder / f"{name}.safetensors" for name in names]
+    for path, part in zip(paths, parts, strict=True):
+        path.with_suffix(".tmp").write_bytes(save(part, written))
+    for path in paths:
+        os.replace(path.with_suffix(".tmp"), path)
+    return paths
+
+
+def save_checkpoint(run: Run, path: Path) -> None:
+    """Write a checkpoint. Diverged, and nothing written, where a weight is not finite."""
+    weights = [*run.model.parameters(), *run.average.parameters()]
+    if not bool(torch.stack([w.detach().isfinite().all() for w in weights]).all()):
+        raise Diverged(f"weights are not finite at step {run.step}, nothing was saved")
+    state = {
+        "model_config": run.model.config.to_dict(),
+        "train_config": asdict(run.config),
+        "model": run.model.state_dict(),
+        "average": run.average.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in run.optimisers],
+        "counters": {key: getattr(run, key) for key in _COUNTERS},
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(run: Run, path: Path) -> None:
+    """Have a run go on from a checkpoint, on its own device and by its own config; TrainingError
+    for one of another model, or damaged."""
+    state = _read_checkpoint(path, next(run.model.parameters()).device)
+    if ModelConfig.from_dict(state["model_config"]) != run.model.config:
+        raise TrainingError(f"{path} is a checkpoint of another model")
+    run.model.load_state_dict(state["model"])
+    run.average.load_state_dict(state["average"])
+    for optimiser, saved in zip(run.optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
+        for group in optimiser.param_groups:
+            if "fused" in group:  # as this device has it, not that of the checkpoint
+                group["fused"] = group["params"][0].is_cuda
+    for key in _COUNTERS:
+        setattr(run, key, state["counters"][key])
+
+
+def save_weights(model: Model, folder: Path, progress: float = 1.0) -> list[Path]:
+    """Write all weights of a model as `weights-N.safetensors`, the transforms in float16, the
+    entropy model, which is yet to be frozen, in float32. `progress` is that of the run, in
+    0..1."""
+    tensors = {
+        key: value.detach().to(
+            "cpu", torch.float32 if key.startswith("entropy.") else torch.float16
+        )
+        for key, value in model.state_dict().items()
+    }
+    metadata = {"config": json.dumps(model.config.to_dict()), "progress": str(progress)}
+    return write_shards(folder, "weights", tensors, metadata)
+
+
+def load_weights(source: Path, annealed: bool = False) -> Model:
+    """The averaged weights of a run as a float model: from its checkpoint.pt, from its folder, or,
+    where the folder has no checkpoint, from the weights-N.safetensors in it.
+
+    Raises TrainingError where there are none, or not all, where they are damaged or those of a
+    network that this version does not build, and with `annealed` where the run has not come to its
+    end.
+    """
+    checkpoint = source / "checkpoint.pt" if source.is_dir() else source
+    if checkpoint.exists():
+        state = _read_checkpoint(checkpoint)
+        config, tensors = state["model_config"], state["average"]
+        progress = state["counters"]["seconds"] / (60 * state["train_config"]["minutes"])
+    else:
+        config, tensors, progress = _read_parts(source)
+    if annealed and progress < 1:
+        raise TrainingError(
+            f"the run in {source} is at {progress:.0%}, its learning rate not yet zero"
+        )
+    model = Model(ModelConfig.from_dict(config))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise TrainingError(f"the weights in {source} are those of another network") from None
+    return model.eval().requires_grad_(False)
+
+
+def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], float]:
+    from safetensors import SafetensorError, safe_open
+
+    paths = sorted(folder.glob("weights-*.safetensors"))
+    if not paths:
+        raise TrainingError(f"there is no checkpoint and there are no weights in {folder}")
+    tensors: dict[str, Tensor] = {}
+    metadata = []
+    for path in paths:
+        try:
+            with safe_open(path, "pt") as file:
+                metadata.append(file.metadata())
+                tensors |= {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            raise TrainingError(f"{path} is damaged") from None
+    first = metadata[0]
+    if len(paths) != int(first["parts"]) or any(other != first for other in metadata):
+        raise TrainingError(f"the weights in {folder} are not whole, or not of one time")
+    return json.loads(first["config"]), tensors, float(first["progress"])
+
+
+def _read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        ModelConfig.from_dict(state["model_config"])
+        return state
+    except OSError as fault:
+        raise TrainingError(f"{path} cannot be read: {fault.strerror}") from None
+    except Exception as fault:  # whatever unpickling a damaged file raises
+        raise TrainingError(
+            f"{path} is not a checkpoint, or is damaged ({type(fault).__name__})"
+        ) from None

@@ -1,0 +1,170 @@
+"""Releasing a model: a trained one becomes files of weights that the codec loads.
+
+The manifest and the names of the files are those that `aiocodec.pretrained` describes. Here alone
+probabilities become the integer tables of the range coder.
+"""
+
+import json
+import math
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from aiocodec.entropy import (
+    SCALES,
+    Z_MAX,
+    EntropyModel,
+    FactorisedPrior,
+    FrozenEntropyModel,
+    freeze,
+    scale_values,
+)
+from aiocodec.errors import ModelError
+from aiocodec.model import Model
+from aiocodec.rangecoder import MAX_MAGNITUDE, PRECISION
+from aiocodec.training.checkpoint import write_shards
+
+_TOTAL = 1 << PRECISION
+
+
+def release(
+    model: Model, folder: Path, frozen: FrozenEntropyModel | None = None
+) -> FrozenEntropyModel:
+    """Write a trained model into a folder of weights, and make it the default of the manifest.
+
+    Its entropy model is frozen, unless `frozen` is given: the one that it was trained against.
+    Files that no model of the manifest uses any more are removed. ModelError, and nothing written,
+    where a weight is not finite in float16.
+    """
+    if frozen is None:
+        frozen = _frozen(model.entropy)
+    transforms = {
+        key: value.detach().cpu().to(torch.float32 if key.startswith("entropy.") else torch.float16)
+        for key, value in model.state_dict().items()
+        if not key.startswith("entropy.") or key.startswith(("entropy.prior_z.", "entropy.tail"))
+    }
+    if not all(bool(torch.isfinite(value).all()) for value in transforms.values()):
+        raise ModelError("the trained weights are not finite in float16")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        entries = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except OSError:
+        entries = {"models": {}, "files": {}}
+
+    def write(stem: str, tensors: dict[str, Tensor]) -> list[str]:
+        paths = write_shards(folder, stem, tensors)
+        for path in paths:
+            data = path.read_bytes()
+            entries["files"][path.name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        return [path.name for path in paths]
+
+    name, fingerprint = model.config.name, frozen.fingerprint.hex()
+    entry = {
+        "config": model.config.to_dict(),
+        "fingerprint": fingerprint,
+        "transforms": write(name, transforms),
+        "entropy": write(f"entropy-{fingerprint}", dict(frozen.tensors)),
+    }
+    entries["models"] = {name: entry, **{k: v for k, v in entries["models"].items() if k != name}}
+    used = {f for e in entries["models"].values() for f in e["transforms"] + e["entropy"]}
+    for file in set(entries["files"]) - used:
+        (folder / file).unlink(missing_ok=True)
+        del entries["files"][file]
+    (folder / "manifest.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
+    return frozen
+
+
+def _frozen(entropy: EntropyModel) -> FrozenEntropyModel:
+    tables_y = gaussian_tables(scale_values(), *entropy.tail_shape)
+    assert len(tables_y[1]) == SCALES
+    return freeze(entropy, tables_y, _prior_tables(entropy.prior_z))
+
+
+def _prior_tables(
+    prior: FactorisedPrior,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """The arguments of `Tables` for the channels of z: each reaches from the first symbol that is
+    likelier than 2^-20 to the last, and its escape gets the rest of the mass."""
+    tables, lows = [], []
+    for row in prior.pmf():
+        likely = np.flatnonzero(row > 2.0**-20)
+        mass = row[likely[0] : likely[-1] + 1]
+        tables.append(quantise(np.append(mass, max(0.0, 1 - mass.sum()))))
+        lows.append(likely[0] - Z_MAX)
+    lengths = np.array([len(table) for table in tables], dtype=np.int32)
+    return np.concatenate(tables), lengths, np.array(lows, dtype=np.int32)
+
+
+def quantise(probabilities: ArrayLike) -> NDArray[np.int32]:
+    """Integer frequencies for a table, from probabilities that need not be normalised.
+
+    Equal probabilities get equal frequencies, but for the (first) most probable entry, which takes
+    the remainder of the rounding. Tables are shipped as the integers that this gives.
+
+    Args:
+        probabilities: float [n], 2 <= n <= 2 * MAX_MAGNITUDE + 2, finite, >= 0, not all 0.
+
+    Returns:
+        int32 [n], each >= 1, with sum exactly 1 << PRECISION.
+
+    Raises:
+        ValueError: the probabilities are not as described.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim != 1 or not 2 <= len(p) <= 2 * MAX_MAGNITUDE + 2:
+        raise ValueError(f"probabilities have the shape {p.shape}")
+    total = p.sum()
+    if not (np.isfinite(total) and p.min() >= 0 and total > 0):
+        raise ValueError("probabilities must be finite and >= 0, with a sum > 0")
+    frequencies: NDArray[np.int32] = 1 + np.floor(p / total * (_TOTAL - len(p))).astype(np.int32)
+    frequencies[np.argmax(p)] += _TOTAL - frequencies.sum(dtype=np.int64)
+    return frequencies
+
+
+def gaussian_tables(
+    scales: ArrayLike, tail_weight: float = 0.0, tail_ratio: float = 1.0
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Tables of zero-mean Gaussians, each symbol k standing for the interval k - 1/2 .. k + 1/2.
+
+    With a `tail_weight` each is mixed with a Gaussian `tail_ratio` times as wide, for the outliers.
+    A table reaches to 5 standard deviations (of the wider one) on both sides; the rest of the mass,
+    less than 6e-7, is its escape's, which gets 2^-18 besides. Tables are shipped as integers
+    because math.erfc may differ between machines.
+
+    Args:
+        scales: float [T], standard deviations, > 0 and, times tail_ratio, at most
+            MAX_MAGNITUDE / 5.
+        tail_weight: 0..1.
+        tail_ratio: at least 1.
+
+    Returns:
+        The arguments of `Tables`: frequencies [sum(lengths)], lengths [T], lows [T].
+
+    Raises:
+        ValueError: a number is not as described.
+    """
+    if not (0 <= tail_weight <= 1 <= tail_ratio):
+        raise ValueError(f"a tail of weight {tail_weight} and ratio {tail_ratio} is impossible")
+    tables = []
+    for scale in np.asarray(scales, dtype=np.float64).tolist():
+        if not 0 < scale * tail_ratio <= MAX_MAGNITUDE / 5:
+            raise ValueError(f"scale {scale} is not in 0..{MAX_MAGNITUDE / 5}")
+
+        def beyond(x: float, scale: float = scale) -> float:
+            """The mass above x, accurate far into the tail."""
+            narrow = math.erfc(x / (scale * math.sqrt(2))) / 2
+            wide = math.erfc(x / (scale * tail_ratio * math.sqrt(2))) / 2
+            return (1 - tail_weight) * narrow + tail_weight * wide
+
+        reach = math.ceil(5 * scale * tail_ratio)
+        above = [beyond(k + 0.5) for k in range(reach + 1)]
+        positive = -np.diff(above)  # of the symbols 1..reach
+        mode, tails = 1 - 2 * above[0], 2 * above[reach] + 2.0**-18
+        tables.append(quantise(np.concatenate([positive[::-1], [mode], positive, [tails]])))
+    lengths = np.array([len(table) for table in tables], dtype=np.int32)
+    return np.concatenate(tables), lengths, 1 - lengths // 2
