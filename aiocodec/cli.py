@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 
 from aiocodec import __version__
+from aiocodec.config import DEFAULT_QUALITY, STRIDE, VARIANTS
 from aiocodec.container import DEFAULT_MAX_PIXELS, ChunkType, Container, unpack, unpack_latents
 from aiocodec.errors import (
     AicError,
@@ -41,7 +42,6 @@ from aiocodec.training.config import (
     CPU_PATCHES,
     CUDA_BATCH,
     CUDA_PATCHES,
-    STRIDE,
     TrainConfig,
 )
 
@@ -64,8 +64,7 @@ EXIT_CODES = {
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:5}  {text}" for code, text in EXIT_CODES.items())
 
-MODELS = ("nano", "fast", "s", "l")  # the names in model.VARIANTS, which torch is needed to read
-DEFAULT_QUALITY = 50
+MODELS = tuple(VARIANTS)
 
 Row = dict[str, Any]  # what is reported of a file; keys as in the JSON
 
@@ -497,8 +496,8 @@ def decode(
         check_output(target, force)
         data = read_input(source, BitstreamError)
         container = unpack(data, max_pixels=max_pixels)
-        unpack_latents(container.get(ChunkType.LATENTS) or b"")
         header = container.header
+        unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
         name = model or Manifest.read().for_fingerprint(header.fingerprint)
         codec = load_codec(name, device, threads)
         write_output(target, write(codec.decode(container), format), force)
@@ -575,7 +574,7 @@ def describe(path: str, data: bytes, container: Container) -> Row:
     from aiocodec.pretrained import Manifest
 
     header = container.header
-    unpack_latents(container.get(ChunkType.LATENTS) or b"")
+    unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
     model: str | None = None
     with suppress(ModelError):
         model = Manifest.read().for_fingerprint(header.fingerprint)
@@ -604,24 +603,23 @@ def describe(path: str, data: bytes, container: Container) -> Row:
 
 def describe_model(name: str) -> Row:
     """What `aic info --model` says; the only part of `info` that imports torch."""
-    from aiocodec.model import VARIANTS, complexity
+    from aiocodec.model import complexity
     from aiocodec.pretrained import Manifest
 
-    cost = complexity(VARIANTS[name])
-    row: Row = {
+    config, installed = VARIANTS[name], False
+    with suppress(ModelError):
+        manifest = Manifest.read()
+        config, installed = manifest.config(name), True
+    cost = complexity(config)
+    return {
         "model": name,
         "parameters": {"total": sum(cost.parameters.values()), **cost.parameters},
         "macs_256x256": {"total": sum(cost.macs.values()), **cost.macs},
-        "weight_bytes": None,  # no weights of this model are installed
-        "fingerprint": None,
-        "default": False,
+        # none where no weights of this model are installed
+        "weight_bytes": manifest.weight_bytes(name) if installed else None,
+        "fingerprint": manifest.fingerprint(name).hex() if installed else None,
+        "default": installed and manifest.models[0] == name,
     }
-    with suppress(ModelError):
-        manifest = Manifest.read()
-        row["weight_bytes"] = manifest.weight_bytes(name)
-        row["fingerprint"] = manifest.fingerprint(name).hex()
-        row["default"] = manifest.models[0] == name
-    return row
 
 
 def table(row: Row) -> list[str]:
@@ -952,7 +950,7 @@ def train(
         measure_training(variant, device, config.phase(0)[0], batch)
     else:
         assert out is not None
-        from aiocodec.model import VARIANTS, deepen
+        from aiocodec.model import deepen
         from aiocodec.pretrained import Manifest
         from aiocodec.training.checkpoint import load_weights
         from aiocodec.training.loop import train as run
@@ -1034,7 +1032,6 @@ def write_preview(folder: Path, path: Path, seed: int) -> None:
 
 def measure_training(variant: str, device: str, side: int, batch: int | None) -> None:
     """A table of training speeds, on stdout."""
-    from aiocodec.model import VARIANTS
     from aiocodec.training.benchmark import benchmark
 
     cuda = device == "cuda"

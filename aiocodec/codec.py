@@ -1,11 +1,9 @@
 """The pipeline: picture -> .aic bytes -> picture. The only module that knows the whole order.
 
-What crosses devices is exact: z_hat and the symbols of y are integers, and so is everything that
-the decoder derives their tables from (entropy.ExactEntropyModel). The transforms g_a, h_a and g_s
-run in float32, so decoded pixels of two devices agree within 1 of 255.
+The symbols are exact on every machine, see latents.py. The transforms g_a, h_a and g_s run in float32,
+so decoded pixels of two devices agree within 1 of 255.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,31 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aiocodec import __version__
+from aiocodec.config import DEFAULT_QUALITY
 from aiocodec.container import (
     DEFAULT_MAX_PIXELS,
     ChunkType,
     Container,
     Flags,
     Header,
+    Latents,
     pack,
     pack_latents,
     unpack,
     unpack_latents,
 )
-from aiocodec.entropy import SYMBOL_UNIT, Z_MAX, ExactEntropyModel, Parameters, checkerboard
-from aiocodec.errors import BitstreamError, ImageError, LimitError, ModelError, out_of_memory
+from aiocodec.errors import AicError, ImageError, LimitError, ModelError, out_of_memory
 from aiocodec.image import Picture, pack_alpha, unpack_alpha
-from aiocodec.model import LATENT_STRIDE, STRIDE
+from aiocodec.latents import LatentCoder
 from aiocodec.pretrained import Manifest
-from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder, Tables
-
-TILE = 48  # latent positions (of 16 pixels) per side that a transform sees at once, at most
-HALO = 4  # latent positions around a tile that it sees besides; see TRAINING.md for both
-
-
-# Takes the Parameters of one pass over y and the bool mask [N, H, W] of the elements that it covers;
-# codes these, one way or the other, and gives their symbols, int32 [n].
-CodePass = Callable[[Parameters, Tensor], NDArray[np.int32]]
 
 
 class Codec:
@@ -62,17 +52,20 @@ class Codec:
         self.fingerprint = manifest.fingerprint(self.name)
         pretrained = manifest.load(self.name)
         self.device = torch.device(device)
-        transforms = pretrained.transforms_only()
-        del transforms.entropy  # runs in integers, below
-        self.model = transforms.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.entropy = ExactEntropyModel(pretrained.frozen).to(self.device)
-        self.tables_y = Tables(*pretrained.frozen.tables("y"))
-        self.tables_z = Tables(*pretrained.frozen.tables("z"))
+        transforms = pretrained.transforms()
+        self.transforms = transforms.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.latents = LatentCoder(pretrained.frozen, self.device)
+        self.program = pretrained.frozen.program
 
     # ----------------------------------------------------------------- encode
 
     def encode(
-        self, picture: Picture, quality: int = 50, *, strip: bool = False, verify: bool = False
+        self,
+        picture: Picture,
+        quality: int = DEFAULT_QUALITY,
+        *,
+        strip: bool = False,
+        verify: bool = False,
     ) -> bytes:
         """A picture to the bytes of an .aic file.
 
@@ -93,11 +86,11 @@ class Codec:
         with _bounded_memory(), torch.inference_mode(), _float32():
             x = self._to_x(picture.rgb)
             q = torch.tensor([float(quality)], device=self.device)
-            y = _tiled(lambda part: self.model.g_a(part, q), x, LATENT_STRIDE, 1)
-            z_hat = self.model.h_a(y)[0].add(0.5).floor().nan_to_num(0).clamp(-Z_MAX, Z_MAX)
-            words, crc = self._encode_latents(y[0], z_hat)
-            if verify and self._decode_latents(words, width, height)[1] != crc:
-                raise ModelError("verification failed: the symbols do not decode to what was coded")
+            y = self._tiled(lambda part: self.transforms.g_a(part, q), x, analysis=True)
+            z = self.transforms.h_a(y)
+            latents = self.latents.encode(y[0], z[0], quality)
+            if verify:
+                self._verify(latents, width, height, quality)
 
         flags = Flags(0)
         for flag, present in (
@@ -107,7 +100,7 @@ class Codec:
             (Flags.ORIENTED, picture.oriented),
         ):
             flags |= flag if present else Flags(0)
-        chunks: list[tuple[int, bytes]] = [(ChunkType.LATENTS, pack_latents(words, crc))]
+        chunks: list[tuple[int, bytes]] = [(ChunkType.LATENTS, pack_latents(latents))]
         if picture.alpha is not None:
             chunks.append((ChunkType.ALPHA, pack_alpha(picture.alpha)))
         if not strip:
@@ -139,27 +132,13 @@ class Codec:
             self.encode(picture, best[1], strip=strip, verify=True)
         return best
 
-    def _encode_latents(self, y: Tensor, z_hat: Tensor) -> tuple[bytes, int]:
-        """y [N, H, W] and z_hat [Z, H/4, W/4] to words and the CRC32 of the symbols."""
-        encoder, symbols_z = Encoder(), _to_numpy(z_hat)
-        encoder.encode(symbols_z.ravel(), self._indexes_z(symbols_z.shape), self.tables_z)
-        crc = _crc(symbols_z)
-        features = self.entropy.hyper(z_hat)
-        v = (y / self.entropy.steps(features)).double()
-
-        def code(parameters: Parameters, mask: Tensor) -> NDArray[np.int32]:
-            nonlocal crc
-            exact = (v - parameters.means / SYMBOL_UNIT)[mask]
-            bounded = (
-                exact.add_(0.5).floor_().nan_to_num_(0.0).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
-            )
-            symbols = _to_numpy(bounded)
-            encoder.encode(symbols, _to_numpy(parameters.indexes[mask]), self.tables_y)
-            crc = _crc(symbols, crc)
-            return symbols
-
-        self._code_y(features, code)
-        return encoder.finish(), crc
+    def _verify(self, latents: Latents, width: int, height: int, quality: int) -> None:
+        """Decode what was coded; ModelError where that fails, as a decoder would."""
+        try:
+            self.latents.decode(latents, width, height, quality)
+        except AicError:
+            fault = "the symbols do not decode to what was coded"
+            raise ModelError(f"verification failed: {fault}") from None
 
     # ----------------------------------------------------------------- decode
 
@@ -173,7 +152,7 @@ class Codec:
         """
         container = data if isinstance(data, Container) else unpack(data, max_pixels=max_pixels)
         header = container.header
-        words, crc = unpack_latents(container.get(ChunkType.LATENTS) or b"")
+        latents = unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
         if header.fingerprint != self.fingerprint:
             raise ModelError(
                 f"made with entropy model {header.fingerprint.hex()}, "
@@ -184,11 +163,11 @@ class Codec:
         if packed_alpha is not None:
             alpha = unpack_alpha(packed_alpha, header.width, header.height)
         with _bounded_memory(), torch.inference_mode(), _float32():
-            y_hat, decoded_crc = self._decode_latents(words, header.width, header.height)
-            if decoded_crc != crc:
-                raise BitstreamError("the decoded symbols have the wrong CRC")
+            y_hat = self.latents.decode(latents, header.width, header.height, header.quality)
             q = torch.tensor([float(header.quality)], device=self.device)
-            x_hat = _tiled(lambda part: self.model.g_s(part, q), y_hat[None], 1, LATENT_STRIDE)
+            x_hat = self._tiled(
+                lambda part: self.transforms.g_s(part, q), y_hat[None], analysis=False
+            )
             if header.flags & Flags.GRAY:
                 x_hat = x_hat.mean(1, keepdim=True).expand(-1, 3, -1, -1)
             rgb = _to_rgb(x_hat[0, :, : header.height, : header.width])
@@ -203,61 +182,20 @@ class Codec:
             xmp=container.get(ChunkType.XMP),
         )
 
-    def _decode_latents(self, words: bytes, width: int, height: int) -> tuple[Tensor, int]:
-        """Words to y_hat [N, H, W] and the CRC32 of the symbols."""
-        decoder = Decoder(words)
-        shape = (self.model.config.hyper, -(-height // STRIDE), -(-width // STRIDE))
-        symbols_z = decoder.decode(self._indexes_z(shape), self.tables_z).reshape(shape)
-        if np.abs(symbols_z).max() > Z_MAX:
-            raise BitstreamError("coded symbols are corrupt: a symbol is out of range")
-        crc = _crc(symbols_z)
-        features = self.entropy.hyper(self._to_tensor(symbols_z))
-
-        def code(parameters: Parameters, mask: Tensor) -> NDArray[np.int32]:
-            nonlocal crc
-            symbols = decoder.decode(_to_numpy(parameters.indexes[mask]), self.tables_y)
-            crc = _crc(symbols, crc)
-            return symbols
-
-        v_hat = self._code_y(features, code)
-        decoder.finish()
-        return (v_hat / SYMBOL_UNIT).float() * self.entropy.steps(features), crc
-
     # ----------------------------------------------------------------- parts of both
 
-    def _code_y(self, features: Tensor, code: CodePass) -> Tensor:
-        """The two passes over y, the same for encoder and decoder; v_hat [N, H, W], which is
-        symbols + means in units of 1 / SYMBOL_UNIT."""
-        first = checkerboard(
-            (self.entropy.latents, features.shape[1], features.shape[2]), self.device
-        )
-        v_hat = features.new_zeros(first.shape)
-        parameters = self.entropy.first(features)
-        for mask in (first, ~first):
-            symbols = self._to_tensor(code(parameters, mask))
-            v_hat[mask] = symbols * SYMBOL_UNIT + parameters.means[mask]
-            if mask is first:
-                parameters = self.entropy.second(features, v_hat)
-        return v_hat
+    def _tiled(self, transform: Callable[[Tensor], Tensor], x: Tensor, analysis: bool) -> Tensor:
+        """Apply g_a (`analysis`) or g_s in the tiles that the program names."""
+        strides = (self.program.latent_stride, 1) if analysis else (1, self.program.latent_stride)
+        return tiled(transform, x, *strides, self.program.tile, self.program.halo)
 
     def _to_x(self, rgb: NDArray[np.uint8]) -> Tensor:
         """uint8 [H, W, 3] -> float [1, 3, H', W'] in 0..1, padded to multiples of 64."""
         height, width, _ = rgb.shape
-        pixels = np.pad(rgb, ((0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode="edge")
+        stride = self.program.stride
+        pixels = np.pad(rgb, ((0, -height % stride), (0, -width % stride), (0, 0)), mode="edge")
         x = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 255
         return x.contiguous(memory_format=torch.channels_last)
-
-    def _to_tensor(self, symbols: NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(symbols).to(self.device).double()
-
-    @staticmethod
-    def _indexes_z(shape: tuple[int, ...]) -> NDArray[np.int32]:
-        """The table of every element of z: its channel."""
-        return np.repeat(np.arange(shape[0], dtype=np.int32), shape[1] * shape[2])
-
-
-def _to_numpy(integers: Tensor) -> NDArray[np.int32]:
-    return integers.to(torch.int32).cpu().numpy()
 
 
 def _to_rgb(x: Tensor) -> NDArray[np.uint8]:
@@ -266,44 +204,44 @@ def _to_rgb(x: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def _crc(symbols: NDArray[np.int32], crc: int = 0) -> int:
-    """CRC32 of symbols as little-endian int32, going on from `crc`."""
-    return zlib.crc32(symbols.astype("<i4").tobytes(), crc)
-
-
-def _tiled(
-    transform: Callable[[Tensor], Tensor], x: Tensor, stride_in: int, stride_out: int
+def tiled(
+    transform: Callable[[Tensor], Tensor],
+    x: Tensor,
+    stride_in: int,
+    stride_out: int,
+    tile: int,
+    halo: int,
 ) -> Tensor:
-    """Apply a transform to tiles of at most TILE latent positions and a halo around them, so that
-    memory stays bounded; a picture of up to TILE * 16 pixels per side is one tile.
+    """Apply a transform to tiles of at most `tile` latent positions and a halo around them, so that
+    memory stays bounded; a picture of up to tile * 16 pixels per side is one tile.
 
     `stride_in` and `stride_out` are the units of x and of the result per latent position. The tiling
     depends on the size alone, so all decoders agree.
     """
     height, width = (side // stride_in for side in x.shape[2:])
-    if max(height, width) <= TILE:
+    if max(height, width) <= tile:
         return transform(x)
     out: Tensor | None = None
-    for top, bottom in _spans(height):
-        for left, right in _spans(width):
-            y0, x0 = max(0, top - HALO), max(0, left - HALO)
-            y1, x1 = min(height, bottom + HALO), min(width, right + HALO)
+    for top, bottom in spans(height, tile):
+        for left, right in spans(width, tile):
+            y0, x0 = max(0, top - halo), max(0, left - halo)
+            y1, x1 = min(height, bottom + halo), min(width, right + halo)
             part = x[:, :, y0 * stride_in : y1 * stride_in, x0 * stride_in : x1 * stride_in]
-            tile = transform(part.contiguous(memory_format=torch.channels_last))
+            piece = transform(part.contiguous(memory_format=torch.channels_last))
             if out is None:
-                out = tile.new_empty(1, tile.shape[1], height * stride_out, width * stride_out)
+                out = piece.new_empty(1, piece.shape[1], height * stride_out, width * stride_out)
             rows = slice((top - y0) * stride_out, (bottom - y0) * stride_out)
             columns = slice((left - x0) * stride_out, (right - x0) * stride_out)
             out[
                 :, :, top * stride_out : bottom * stride_out, left * stride_out : right * stride_out
-            ] = tile[:, :, rows, columns]
+            ] = piece[:, :, rows, columns]
     assert out is not None
     return out
 
 
-def _spans(length: int) -> list[tuple[int, int]]:
-    """0..length in equal parts of at most TILE."""
-    count = -(-length // TILE)
+def spans(length: int, tile: int) -> list[tuple[int, int]]:
+    """0..length in equal parts of at most `tile`."""
+    count = -(-length // tile)
     edges = [length * i // count for i in range(count + 1)]
     return list(zip(edges, edges[1:], strict=False))
 
@@ -336,7 +274,11 @@ def _codec(model: str | None, device: str) -> Codec:
 
 
 def encode(
-    rgb: NDArray[np.uint8], quality: int = 50, *, model: str | None = None, device: str = "auto"
+    rgb: NDArray[np.uint8],
+    quality: int = DEFAULT_QUALITY,
+    *,
+    model: str | None = None,
+    device: str = "auto",
 ) -> bytes:
     """uint8 [H, W, 3], clean or degraded, to the bytes of an .aic file; see `Codec.encode`."""
     return _codec(model, device).encode(Picture(rgb=rgb), quality)

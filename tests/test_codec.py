@@ -1,5 +1,6 @@
 """Laws of the pipeline: what goes in comes out, whatever the size, machine state or metadata."""
 
+import json
 import zlib
 from dataclasses import replace
 
@@ -8,11 +9,19 @@ import pytest
 import torch
 
 import aiocodec
-from aiocodec.codec import HALO, TILE, Codec, _spans, _tiled
-from aiocodec.container import HEADER_SIZE, ChunkType, Flags, pack, pack_latents, unpack
-from aiocodec.entropy import ExactEntropyModel
+from aiocodec.codec import Codec, spans, tiled
+from aiocodec.config import CHECKERBOARD, HALO, TILE, EntropyConfig, ModelConfig, Stage
+from aiocodec.container import (
+    HEADER_SIZE,
+    ChunkType,
+    Flags,
+    pack,
+    pack_latents,
+    unpack,
+    unpack_latents,
+)
+from aiocodec.entropy.exact import ExactEntropyModel
 from aiocodec.errors import (
-    AicError,
     BitstreamError,
     CompatibilityError,
     ImageError,
@@ -20,13 +29,18 @@ from aiocodec.errors import (
     ModelError,
 )
 from aiocodec.image import Picture
+from aiocodec.latents import LatentCoder, symbols_crc
 from aiocodec.metrics import psnr
-from aiocodec.model import Model, ModelConfig
+from aiocodec.model import Model
 from aiocodec.pretrained import Manifest
-from aiocodec.training import checkpoint
-from aiocodec.training.release import release
+from aiocodec.training.release import frozen_of, release
 
-TINY = ModelConfig("tiny", 8, (24,), (1,), (1,), latents=24, hyper=8, prior_width=16)
+TINY = ModelConfig(
+    "tiny",
+    (Stage(8, 24, ("dcb",)),),
+    (Stage(4, 16, ("dcb",)), Stage(8, 24, ("hatb",))),
+    EntropyConfig(latents=24, hyper=8, width=16),
+)
 
 
 def picture(width, height, seed=0):
@@ -107,7 +121,7 @@ def test_any_memory_layout_and_thread_count_decodes(codec, photo):
     data = codec.encode(photo, 50)
     reference = codec.decode(data).rgb
     other = Codec(codec.name, "cpu")
-    other.model = other.model.to(memory_format=torch.contiguous_format)
+    other.transforms = other.transforms.to(memory_format=torch.contiguous_format)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -171,39 +185,65 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(codec):
             codec.decode(each)
 
 
+def forge(container, latents):
+    """A file whose every CRC of chunk and header is right, with other latents."""
+    version = 1 if latents.z_crc is None else 2
+    header = replace(container.header, version=version)
+    return pack(header, [(ChunkType.LATENTS, pack_latents(latents))])
+
+
+def latents_of(data):
+    container = unpack(data)
+    payload = container.get(ChunkType.LATENTS)
+    return container, unpack_latents(payload, container.header.version)
+
+
 def test_other_symbols_are_noticed(codec):
     """A file whose every CRC is right, but whose words are not those of its symbols. The last bits of
     the last word may be finer than any symbol; then the symbols are the same."""
     data = codec.encode(picture(64, 64), 50)
     expected = codec.decode(data).rgb
-    container = unpack(data)
-    payload = container.get(ChunkType.LATENTS)
-    for at in range(4, len(payload), 16):
-        damaged = bytearray(payload[4:])
-        damaged[at - 4] ^= 1
-        forged = pack(
-            container.header,
-            [
-                (
-                    ChunkType.LATENTS,
-                    pack_latents(bytes(damaged), int.from_bytes(payload[:4], "little")),
-                )
-            ],
-        )
+    container, latents = latents_of(data)
+    for at in range(0, len(latents.words), 16):
+        damaged = bytearray(latents.words)
+        damaged[at] ^= 1
         try:
-            decoded = codec.decode(forged).rgb
+            decoded = codec.decode(forge(container, replace(latents, words=bytes(damaged)))).rgb
         except BitstreamError:
             continue
-        assert at >= len(payload) - 4 and np.array_equal(decoded, expected)
+        assert at >= len(damaged) - 4 and np.array_equal(decoded, expected)
+
+
+def test_a_damaged_z_is_noticed_before_anything_is_computed_from_it(codec, monkeypatch):
+    container, latents = latents_of(codec.encode(picture(64, 64), 50))
+    other = bytes([*latents.words[:3], latents.words[3] ^ 0xFF, *latents.words[4:]])
+    forged = [
+        forge(container, replace(latents, z_crc=latents.z_crc ^ 1)),
+        forge(container, replace(latents, words=other)),
+    ]
+    monkeypatch.setattr(ExactEntropyModel, "features", None)
+    for data in forged:
+        with pytest.raises(BitstreamError):
+            codec.decode(data)
 
 
 def test_surplus_and_missing_words_are_noticed(codec):
-    container = unpack(codec.encode(picture(64, 64), 50))
-    payload = container.get(ChunkType.LATENTS)
-    crc, words = int.from_bytes(payload[:4], "little"), payload[4:]
+    container, latents = latents_of(codec.encode(picture(64, 64), 50))
+    words = latents.words
     for changed in (words + bytes(8), words[:-8], b"", words * 2):
         with pytest.raises(BitstreamError):
-            codec.decode(pack(container.header, [(ChunkType.LATENTS, pack_latents(changed, crc))]))
+            codec.decode(forge(container, replace(latents, words=changed)))
+
+
+def test_a_file_of_version_1_decodes_to_the_same(codec):
+    data = codec.encode(picture(70, 40), 50)
+    container, latents = latents_of(data)
+    first = forge(container, replace(latents, z_crc=None))
+    assert (data[4], first[4]) == (2, 1)
+    assert np.array_equal(codec.decode(first).rgb, codec.decode(data).rgb)
+    wrong = replace(latents, z_crc=None, symbols_crc=latents.symbols_crc ^ 1)
+    with pytest.raises(BitstreamError, match="CRC"):
+        codec.decode(forge(container, wrong))
 
 
 def test_another_size_in_the_header_is_noticed(codec):
@@ -226,24 +266,24 @@ def test_verification_notices_a_diverging_decoder(codec, monkeypatch):
     """A decoder that derives other parameters than the encoder did."""
     source = picture(64, 64)
     calls = 0
-    hyper = ExactEntropyModel.hyper
+    features = ExactEntropyModel.features
 
-    def drift(self, z_hat):
+    def drift(self, z_hat, quality):
         nonlocal calls
         calls += 1
-        return hyper(self, z_hat) + (calls - 1) * 256
+        return features(self, z_hat, quality) + (calls - 1) * 256
 
-    monkeypatch.setattr(ExactEntropyModel, "hyper", drift)
-    with pytest.raises(AicError):
+    monkeypatch.setattr(ExactEntropyModel, "features", drift)
+    with pytest.raises(ModelError, match="verification"):
         codec.encode(source, 50, verify=True)
 
 
 def test_an_encoder_bounds_what_a_transform_gives(codec, monkeypatch):
     """Latents that are not numbers, or too large to code, still make a file that decodes."""
     monkeypatch.setattr(
-        type(codec.model.g_a),
+        type(codec.transforms.g_a),
         "forward",
-        lambda self, x, q: torch.full((1, codec.model.config.latents, 4, 4), float("nan")),
+        lambda self, x, q: torch.full((1, codec.program.latents, 4, 4), float("nan")),
     )
     data = codec.encode(picture(64, 64), 50, verify=True)
     monkeypatch.undo()
@@ -315,7 +355,7 @@ def test_running_out_of_memory_is_one_of_our_errors(codec, monkeypatch):
     def fail(self, x, q):
         torch.empty(1 << 60)
 
-    monkeypatch.setattr(type(codec.model.g_a), "forward", fail)
+    monkeypatch.setattr(type(codec.transforms.g_a), "forward", fail)
     with pytest.raises(LimitError, match="memory"):
         codec.encode(picture(8, 8), 50)
 
@@ -325,24 +365,25 @@ def test_running_out_of_memory_is_one_of_our_errors(codec, monkeypatch):
 
 def test_tiles_cover_everything_once():
     x = torch.rand(1, 2, (2 * TILE + 3) * 2, 2 * 5)
-    assert torch.equal(_tiled(lambda part: part, x, 2, 2), x)
-    assert torch.equal(_tiled(lambda part: part[:, :, ::2, ::2], x, 2, 1), x[:, :, ::2, ::2])
+    assert torch.equal(tiled(lambda part: part, x, 2, 2, TILE, HALO), x)
+    expected = x[:, :, ::2, ::2]
+    assert torch.equal(tiled(lambda part: part[:, :, ::2, ::2], x, 2, 1, TILE, HALO), expected)
 
 
 def test_tiles_see_a_halo():
     """A transform whose reach is within the halo gives the same with tiles and without."""
     x = torch.rand(1, 1, TILE + 20, 3)
     blur = torch.nn.AvgPool2d((2 * HALO + 1, 1), 1, (HALO, 0))
-    assert torch.allclose(_tiled(blur, x, 1, 1), blur(x), atol=1e-6)
+    assert torch.allclose(tiled(blur, x, 1, 1, TILE, HALO), blur(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, TILE, TILE + 1, 5 * TILE - 1])
 def test_spans(length):
-    spans = _spans(length)
-    assert spans[0][0] == 0
-    assert spans[-1][1] == length
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
-    assert max(b - a for a, b in spans) <= TILE
+    found = spans(length, TILE)
+    assert found[0][0] == 0
+    assert found[-1][1] == length
+    assert all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
+    assert max(b - a for a, b in found) <= TILE
 
 
 def test_a_picture_of_several_tiles_round_trips(codec):
@@ -364,6 +405,44 @@ def test_public_functions(photo):
         aiocodec.nothing  # noqa: B018
 
 
+# --------------------------------------------------------------------------- latents
+
+
+@pytest.mark.parametrize("order", [CHECKERBOARD, TINY.entropy.order], ids=["two", "four"])
+@pytest.mark.parametrize("quality", [0, 43, 100])
+def test_latents_come_back(order, quality):
+    """Whatever their values, with two passes and with four, at every level of quality; what is decoded
+    is what was quantised, half a step away at most where nothing is clipped."""
+    torch.manual_seed(quality)
+    model = Model(replace(TINY, entropy=replace(TINY.entropy, order=order)))
+    for p in (*model.entropy.fusion.parameters(), *model.entropy.head.parameters()):
+        torch.nn.init.normal_(p, std=0.1)
+    torch.nn.init.normal_(model.entropy.embedding.coefficients)
+    coder = LatentCoder(frozen_of(model.entropy))
+    y, z = torch.randn(24, 8, 12) * 4, torch.randn(8, 2, 3) * 5
+    y[0, 0, 0], y[1, 2, 3], z[0, 0, 0] = 1e9, float("nan"), 1e9
+    latents = coder.encode(y, z, quality)
+    y_hat = coder.decode(latents, 190, 127, quality)
+    z_hat = z.add(0.5).floor().clamp(-127, 127)
+    steps = coder.entropy.steps(coder.entropy.features(z_hat, quality))
+    error = ((y_hat - y) / steps).abs()
+    error[0, 0, 0] = error[1, 2, 3] = 0
+    assert error.max() <= 0.5 + 1e-3
+    with pytest.raises(BitstreamError):
+        coder.decode(replace(latents, z_crc=latents.z_crc ^ 1), 190, 127, quality)
+    if quality:
+        with pytest.raises(BitstreamError):
+            coder.decode(latents, 190, 127, 0)
+
+
+def test_symbols_crc_is_little_endian_int32():
+    """What the format says of the CRC, computed from the symbols by hand."""
+    symbols = np.array([0, -1, 300], np.int32)
+    expected = zlib.crc32(bytes.fromhex("00000000ffffffff2c010000"))
+    assert symbols_crc(symbols) == expected
+    assert symbols_crc(symbols[2:], symbols_crc(symbols[:2])) == expected
+
+
 # --------------------------------------------------------------------------- weights
 
 
@@ -377,11 +456,52 @@ def test_release_and_load(tmp_path):
     loaded = manifest.load("tiny").trainable()
     for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=2e-3), name
+    for (name, a), b in zip(model.named_buffers(), loaded.buffers(), strict=True):
+        assert torch.equal(a, b), name
     assert sum(f.stat().st_size for f in tmp_path.glob("*.safetensors")) == manifest.weight_bytes(
         "tiny"
     )
     again = release(loaded, tmp_path, frozen=manifest.load("tiny").frozen)
     assert again.fingerprint == frozen.fingerprint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        "null",
+        "[" * 100_000,
+        '{"models": {}, "files": {}}',
+        '{"models": [], "files": {}}',
+        '{"models": {"x": 1}, "files": {}}',
+        '{"models": {"x": {"fingerprint": "00", "transforms": [], "entropy": []}}, "files": {}}',
+        '{"models": {"x": {"fingerprint": "0011223344556677", "transforms": ["a"], "entropy": []}},'
+        ' "files": {}}',
+        '{"models": {"x": {"fingerprint": "0011223344556677", "transforms": ["../a"], "entropy": []}},'
+        ' "files": {"../a": {"bytes": 1, "sha256": ""}}}',
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ModelError, match="manifest"):
+        Manifest.read(tmp_path)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    release(Model(TINY), tmp_path)
+    path = tmp_path / "manifest.json"
+    whole = json.loads(path.read_text())
+    for config, message in (
+        ({"colour": 1}, "not of a shape known here"),
+        (3, "not of a shape known here"),
+        ({**TINY.to_dict(), "analysis": [Stage(8, 32, ()).__dict__]}, "another network"),
+        ({**TINY.to_dict(), "entropy": {"latents": 32, "hyper": 8, "width": 16}}, "fit together"),
+    ):
+        whole["models"]["tiny"]["config"] = config
+        path.write_text(json.dumps(whole))
+        with pytest.raises(ModelError, match=message):
+            Manifest.read(tmp_path).load("tiny").transforms()
 
 
 def test_damaged_weights_are_refused(tmp_path):
@@ -400,18 +520,8 @@ def test_damaged_weights_are_refused(tmp_path):
 
 
 def test_weights_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 20_000)
+    monkeypatch.setattr("aiocodec.training.checkpoint.PART_BYTES", 20_000)
     model = Model(TINY)
     release(model, tmp_path)
     assert len(list(tmp_path.glob("tiny-*.safetensors"))) > 1
     Manifest.read(tmp_path).load("tiny").trainable()
-
-
-def test_symbols_crc_is_little_endian_int32(codec):
-    """What the format says of the CRC, computed from the symbols by hand."""
-    from aiocodec.codec import _crc
-
-    symbols = np.array([0, -1, 300], np.int32)
-    expected = zlib.crc32(bytes.fromhex("00000000ffffffff2c010000"))
-    assert _crc(symbols) == expected
-    assert _crc(symbols[2:], _crc(symbols[:2])) == expected

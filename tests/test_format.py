@@ -8,7 +8,8 @@ import pytest
 
 from aiocodec.container import unpack, unpack_latents
 from aiocodec.errors import BitstreamError
-from aiocodec.rangecoder import Decoder, Encoder, Tables, gaussian_tables, quantise
+from aiocodec.rangecoder import Decoder, Encoder, Tables
+from aiocodec.training.release import gaussian_tables, quantise
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 

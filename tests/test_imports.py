@@ -16,22 +16,25 @@ LAYERS = [
     {"evaluate.study", "training.run"},
     {"evaluate.codecs", "training.data", "training.muon"},
     {"codec"},
-    {"pretrained"},
-    {"model"},
-    {"entropy"},
-    {"layers"},
+    {"latents", "pretrained"},
+    {"model", "entropy.exact"},
+    {"transforms", "entropy.frozen"},
+    {"entropy.model"},
+    {"layers", "entropy.passes", "training.config"},
     {"container", "rangecoder", "image", "metrics", "degrade"},
-    {"errors", "training.config"},
+    {"config", "errors"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
-FREE = {"__init__", "training.__init__", "evaluate.__init__"}  # of any module; names, not code
+FREE = {"__init__", "training.__init__", "evaluate.__init__", "entropy.__init__"}  # names, no code
 # what a module may not know, though it lies below
-FORBIDDEN = {("entropy", "rangecoder")} | {
+ENTROPY = ("model", "exact", "frozen", "passes")
+FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
     (f"training.{module}", name)
     for module in ("loop", "benchmark", "checkpoint", "validate", "run", "data", "muon")
-    for name in ("rangecoder", "codec", "pretrained", "training.release")
+    for name in ("rangecoder", "codec", "latents", "pretrained", "training.release")
 }
-STDLIB_ONLY = {"container", "errors", "training.config"}
+PACKAGES = {"aiocodec", "aiocodec.entropy", "aiocodec.training", "aiocodec.evaluate"}
+STDLIB_ONLY = {"config", "container", "errors", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
 
 
@@ -48,7 +51,7 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
             yield from (
-                f"{node.module}.{alias.name}" if node.module == "aiocodec" else node.module
+                f"{node.module}.{alias.name}" if node.module in PACKAGES else node.module
                 for alias in node.names
             )
 

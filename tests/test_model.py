@@ -4,30 +4,51 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aiocodec.model import (
+from aiocodec.config import (
+    CHECKERBOARD,
     LMBDA_MAX,
     LMBDA_MIN,
     VARIANTS,
-    Model,
+    EntropyConfig,
     ModelConfig,
-    complexity,
-    deepen,
-    lmbda,
+    Stage,
 )
+from aiocodec.model import Model, complexity, deepen, lmbda
 
-TINY = ModelConfig("tiny", 8, (24,), (1,), (1,), latents=24, hyper=8, prior_width=16)
-TINY_STAGES = ModelConfig("stages", 1, (8, 8, 16, 24), (1,) * 4, (1,) * 4, 24, 8, 16)
+ENTROPY = EntropyConfig(latents=24, hyper=8, width=16)
+TINY = ModelConfig(
+    "tiny",
+    (Stage(8, 24, ("hatb", "dcb")),),
+    (Stage(4, 16, ("dcb",)), Stage(8, 24, ("dcb",))),
+    ENTROPY,
+)
+FIRST = ModelConfig(
+    "first",
+    (Stage(8, 24, ("hatb",)),),
+    (Stage(8, 24, ("hatb",)),),
+    replace(ENTROPY, order=CHECKERBOARD, quality_levels=1),
+    lapped=False,
+)
+COARSE = ModelConfig(
+    "coarse",
+    (Stage(8, 24, ("dcb",)), Stage(16, 32, ("dcb",))),
+    (Stage(4, 16, ("dcb",)), Stage(8, 24, ("dcb",)), Stage(16, 32, ("dcb",))),
+    ENTROPY,
+)
+_STAGES = tuple(Stage(2**i, 8 * (i + 1), ("hatb",)) for i in range(4))
+PAPER = ModelConfig("paper", _STAGES, _STAGES, ENTROPY, gain_stride=4)
+SMALL = [TINY, FIRST, COARSE, PAPER]
 
 
-@pytest.mark.parametrize("config", [*VARIANTS.values(), TINY, TINY_STAGES], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", [*VARIANTS.values(), *SMALL], ids=lambda c: c.name)
 def test_shapes(config):
     with torch.device("meta"):
         model = Model(config)
         x, quality = torch.empty(2, 3, 128, 192), torch.empty(2)
-        y = model.g_a(x, quality)
-        assert y.shape == (2, config.latents, 8, 12)
-        assert model.h_a(y).shape == (2, config.hyper, 2, 3)
-        assert model.g_s(y, quality).shape == x.shape
+        y = model.transforms.g_a(x, quality)
+        assert y.shape == (2, config.entropy.latents, 8, 12)
+        assert model.transforms.h_a(y).shape == (2, config.entropy.hyper, 2, 3)
+        assert model.transforms.g_s(y, quality).shape == x.shape
 
 
 @pytest.mark.parametrize(("name", "paper"), [("s", 37e9), ("l", 67e9)])
@@ -37,7 +58,8 @@ def test_complexity_agrees_with_the_paper(name, paper):
 
 
 def test_complexity_counts_what_hooks_count():
-    """The convolutions of g_a, counted by hand; the rest is C-GA's two products per block."""
+    """The convolutions of g_a, counted by hand; the rest is C-GA's two products per HATB and the 16
+    products per sample and direction of the lapping."""
     config = VARIANTS["nano"]
     total = 0
 
@@ -47,21 +69,26 @@ def test_complexity_counts_what_hooks_count():
 
     with torch.device("meta"):
         model = Model(config)
-        for layer in model.g_a.modules():
+        for layer in model.transforms.g_a.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 layer.register_forward_hook(count)
-        model.g_a(torch.empty(1, 3, 256, 256), torch.empty(1))
-    attention = config.blocks_a[0] * 2 * 32 * 32 * 32 * config.widths[0]
-    assert complexity(config).macs["g_a"] == total + attention
+        model.transforms.g_a(torch.empty(1, 3, 256, 256), torch.empty(1))
+    (stage,) = config.analysis
+    attention = stage.blocks.count("hatb") * 2 * 32 * 32 * 32 * stage.width
+    lapping = 2 * 3 * 256 * 240 * 16
+    found = complexity(config).macs["g_a"]
+    assert found == pytest.approx(
+        total + attention + lapping, rel=1e-4
+    )  # and the filters themselves
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_STAGES], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
 def test_without_the_deep_path_an_untrained_model_is_a_transform_codec(config):
-    """The linear shortcut starts as a DCT of 16x16 blocks and its inverse, so smooth images survive
+    """The linear path starts as a DCT of 16x16 blocks and its inverse, so smooth images survive
     before any training, the better the higher the quality, at more bits."""
     torch.manual_seed(0)
     model = Model(config).eval().requires_grad_(False)
-    for layer in (model.g_a.head, model.g_s.tail):
+    for layer in (model.transforms.g_a.head, model.transforms.g_s.tail):
         layer.weight.zero_()
     ramp = torch.linspace(0.2, 0.8, 64)
     x = torch.stack(
@@ -98,26 +125,39 @@ def test_config_survives_json(config):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"patch": 4}, {"widths": (24, 24)}, {"latents": 23}, {"widths": (22,)}, {"blocks_a": (1, 1)}],
+    ("build", "message"),
+    [
+        (lambda: replace(TINY, analysis=(Stage(8, 24, ()), Stage(8, 24, ()))), "double"),
+        (lambda: replace(TINY, synthesis=(Stage(4, 24, ()),)), "end at stride"),
+        (lambda: replace(TINY, analysis=()), "end at stride"),
+        (lambda: replace(TINY, gain_stride=2), "gain_stride"),
+        (lambda: Stage(3, 24, ()), "stride"),
+        (lambda: Stage(8, 22, ()), "channels"),
+        (lambda: Stage(8, 24, ("conv",)), "dcb or hatb"),
+        (lambda: EntropyConfig(latents=22), "groups"),
+        (lambda: EntropyConfig(hyper=0), "positive"),
+    ],
 )
-def test_config_refuses_what_cannot_be_built(fields):
-    with pytest.raises(ValueError, match="must"):
-        ModelConfig(**{**TINY.to_dict(), **fields})
+def test_config_refuses_what_cannot_be_built(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
-def test_config_refuses_unknown_fields():
+@pytest.mark.parametrize("fields", [{"colour": 1}, {"entropy": {"colour": 1}}, {"analysis": 3}])
+def test_config_refuses_unknown_fields(fields):
     with pytest.raises(TypeError):
-        ModelConfig.from_dict({**TINY.to_dict(), "colour": 1})
+        ModelConfig.from_dict({**TINY.to_dict(), **fields})
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_STAGES], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
 def test_a_deepened_model_computes_the_same_and_learns_more(config):
-    deep = replace(
-        config,
-        blocks_a=tuple(b + 1 for b in config.blocks_a),
-        blocks_s=tuple(b + i % 2 + 1 for i, b in enumerate(config.blocks_s)),
+    analysis, synthesis = (
+        tuple(
+            replace(s, blocks=(*s.blocks, *("dcb", "hatb")[: 1 + i % 2])) for i, s in enumerate(t)
+        )
+        for t in (config.analysis, config.synthesis)
     )
+    deep = replace(config, analysis=analysis, synthesis=synthesis)
     torch.manual_seed(0)
     model = Model(config).eval()
     deeper = deepen(model, deep).eval()
@@ -130,15 +170,16 @@ def test_a_deepened_model_computes_the_same_and_learns_more(config):
     new = {n for n, _ in deeper.named_parameters()} - {n for n, _ in model.named_parameters()}
     moved = {n for n, p in deeper.named_parameters() if p.grad is not None and p.grad.any()}
     for transform in ("g_a", "g_s"):
-        assert any(n.startswith(transform) for n in new & moved)
+        assert any(n.startswith(f"transforms.{transform}") for n in new & moved)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks_a": (0,)}, "lose"),
-        ({"blocks_s": (0,)}, "lose"),
-        ({"latents": 32}, "only the depths"),
+        ({"analysis": (Stage(8, 24, ("hatb",)),)}, "further blocks"),
+        ({"analysis": (Stage(8, 24, ("dcb", "hatb", "dcb")),)}, "further blocks"),
+        ({"synthesis": (Stage(8, 24, ("dcb",)),)}, "further blocks"),
+        ({"entropy": replace(ENTROPY, latents=32)}, "only the depths"),
     ],
 )
 def test_only_depths_grow(change, message):

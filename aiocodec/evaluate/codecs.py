@@ -164,7 +164,8 @@ def _aic_digest(model: str | None) -> str:
     manifest = Manifest.read()
     name = model or manifest.models[0]
     digest = sha256(torch.__version__.encode())
-    for path in sorted(Path(__file__).parent.parent.glob("*.py")):
+    package = Path(__file__).parent.parent
+    for path in sorted([*package.glob("*.py"), *package.glob("entropy/*.py")]):
         if path.stem != "cli":
             digest.update(path.read_bytes())
     return f"{name}, weights {manifest.digest(name)[:16]}, code {digest.hexdigest()[:16]}"

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from aiocodec.config import ModelConfig
 from aiocodec.errors import out_of_memory
-from aiocodec.model import Model, ModelConfig, complexity
+from aiocodec.model import Model, complexity
 from aiocodec.training.config import TrainConfig
 from aiocodec.training.run import Run, compile_parts, rate_distortion
 

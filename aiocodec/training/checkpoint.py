@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiocodec.config import ModelConfig
 from aiocodec.errors import Diverged, TrainingError
-from aiocodec.model import Model, ModelConfig
+from aiocodec.model import Model
 from aiocodec.training.run import Run
+from aiocodec.transforms import Transforms
 
 PART_BYTES = 14 << 20  # of tensors in a file, so that each can travel where large files cannot
 _COUNTERS = ("step", "usual_norm", "seconds", "patches", "pixels")  # of a run, in its checkpoint
@@ -99,14 +101,19 @@ def save_weights(model: Model, folder: Path, progress: float = 1.0) -> list[Path
     """Write all weights of a model as `weights-N.safetensors`, the transforms in float16, the
     entropy model, which is yet to be frozen, in float32. `progress` is that of the run, in
     0..1."""
-    tensors = {
-        key: value.detach().to(
-            "cpu", torch.float32 if key.startswith("entropy.") else torch.float16
-        )
-        for key, value in model.state_dict().items()
-    }
+    tensors = {f"transforms.{k}": v for k, v in stored(model.transforms).items()}
+    tensors |= {f"entropy.{k}": v.detach().cpu() for k, v in model.entropy.state_dict().items()}
     metadata = {"config": json.dumps(model.config.to_dict()), "progress": str(progress)}
     return write_shards(folder, "weights", tensors, metadata)
+
+
+def stored(transforms: Transforms) -> dict[str, Tensor]:
+    """The transforms as they are stored, by name, on the CPU: trained weights in float16, constants in
+    float32."""
+    weights = {
+        key: value.detach().to("cpu", torch.float16) for key, value in transforms.named_parameters()
+    }
+    return weights | {key: value.detach().cpu() for key, value in transforms.named_buffers()}
 
 
 def load_weights(source: Path, annealed: bool = False) -> Model:

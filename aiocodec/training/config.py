@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-STRIDE = 64  # sides of patches are multiples of it; model.STRIDE, which torch is needed to read
+from aiocodec.config import STRIDE
+
 BEGINNINGS = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}
 # by the number of sides: the shares of the budget at which each side begins
 CPU_PATCHES, CPU_BATCH = (128, 192, 256), 8  # for two cores

@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiocodec.config import STRIDE, VARIANTS
 from aiocodec.errors import Diverged, ImageError, out_of_memory
 from aiocodec.metrics import psnr_from_mse
-from aiocodec.model import STRIDE, VARIANTS, Model
+from aiocodec.model import Model
 from aiocodec.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from aiocodec.training.config import TrainConfig
 from aiocodec.training.data import Pairs, Photographs

@@ -6,6 +6,7 @@ probabilities become the integer tables of the range coder.
 
 import json
 import math
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,19 +15,20 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from aiocodec.entropy import (
+from aiocodec.entropy.frozen import FrozenEntropyModel, Tables, freeze
+from aiocodec.entropy.model import (
     SCALES,
     Z_MAX,
     EntropyModel,
     FactorisedPrior,
-    FrozenEntropyModel,
-    freeze,
+    quality_of_level,
     scale_values,
 )
 from aiocodec.errors import ModelError
 from aiocodec.model import Model
+from aiocodec.pretrained import DENSITIES
 from aiocodec.rangecoder import MAX_MAGNITUDE, PRECISION
-from aiocodec.training.checkpoint import write_shards
+from aiocodec.training.checkpoint import stored, write_shards
 
 _TOTAL = 1 << PRECISION
 
@@ -41,11 +43,9 @@ def release(
     where a weight is not finite in float16.
     """
     if frozen is None:
-        frozen = _frozen(model.entropy)
-    transforms = {
-        key: value.detach().cpu().to(torch.float32 if key.startswith("entropy.") else torch.float16)
-        for key, value in model.state_dict().items()
-        if not key.startswith("entropy.") or key.startswith(("entropy.prior_z.", "entropy.tail"))
+        frozen = frozen_of(model.entropy)
+    transforms = stored(model.transforms) | {
+        DENSITIES + key: value.detach().cpu() for key, value in densities(model.entropy).items()
     }
     if not all(bool(torch.isfinite(value).all()) for value in transforms.values()):
         raise ModelError("the trained weights are not finite in float16")
@@ -56,7 +56,7 @@ def release(
     except OSError:
         entries = {"models": {}, "files": {}}
 
-    def write(stem: str, tensors: dict[str, Tensor]) -> list[str]:
+    def write(stem: str, tensors: Mapping[str, Tensor]) -> list[str]:
         paths = write_shards(folder, stem, tensors)
         for path in paths:
             data = path.read_bytes()
@@ -68,7 +68,9 @@ def release(
         "config": model.config.to_dict(),
         "fingerprint": fingerprint,
         "transforms": write(name, transforms),
-        "entropy": write(f"entropy-{fingerprint}", dict(frozen.tensors)),
+        "entropy": write(
+            f"entropy-{fingerprint}", {k: torch.tensor(v) for k, v in frozen.tensors.items()}
+        ),
     }
     entries["models"] = {name: entry, **{k: v for k, v in entries["models"].items() if k != name}}
     used = {f for e in entries["models"].values() for f in e["transforms"] + e["entropy"]}
@@ -79,20 +81,28 @@ def release(
     return frozen
 
 
-def _frozen(entropy: EntropyModel) -> FrozenEntropyModel:
+def densities(entropy: EntropyModel) -> dict[str, Tensor]:
+    """What a frozen model has as tables only: the densities, and what the quality says."""
+    integers = (entropy.h_s, entropy.fusion, entropy.adaptors, entropy.body, entropy.head)
+    frozen = {id(p) for network in integers for p in network.parameters()}
+    return {key: p for key, p in entropy.named_parameters() if id(p) not in frozen}
+
+
+def frozen_of(entropy: EntropyModel) -> FrozenEntropyModel:
+    """A trained entropy model with the tables of its densities, as integers."""
     tables_y = gaussian_tables(scale_values(), *entropy.tail_shape)
     assert len(tables_y[1]) == SCALES
-    return freeze(entropy, tables_y, _prior_tables(entropy.prior_z))
+    config = entropy.config
+    levels = quality_of_level(torch.arange(config.quality_levels).double(), config).tolist()
+    return freeze(entropy, tables_y, _prior_tables(entropy.prior_z, levels))
 
 
-def _prior_tables(
-    prior: FactorisedPrior,
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """The arguments of `Tables` for the channels of z: each reaches from the first symbol that is
-    likelier than 2^-20 to the last, and its escape gets the rest of the mass."""
+def _prior_tables(prior: FactorisedPrior, qualities: list[float]) -> Tables:
+    """The arguments of `Tables` for z, by quality and then channel: each reaches from the first symbol
+    that is likelier than 2^-20 to the last, and its escape gets the rest of the mass."""
     tables, lows = [], []
-    for row in prior.pmf():
-        likely = np.flatnonzero(row > 2.0**-20)
+    for row in np.concatenate([prior.pmf(quality) for quality in qualities]):
+        likely = np.flatnonzero(row > min(2.0**-20, row.max() / 2))
         mass = row[likely[0] : likely[-1] + 1]
         tables.append(quantise(np.append(mass, max(0.0, 1 - mass.sum()))))
         lows.append(likely[0] - Z_MAX)

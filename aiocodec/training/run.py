@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from aiocodec.config import LMBDA_MAX, LMBDA_MIN
 from aiocodec.degrade import degrade
 from aiocodec.errors import LimitError
-from aiocodec.model import LMBDA_MAX, LMBDA_MIN, Model, lmbda
+from aiocodec.layers import LinearAnalysis, LinearSynthesis
+from aiocodec.model import Model, lmbda
 from aiocodec.training.config import TrainConfig
 from aiocodec.training.muon import Muon
 
@@ -34,14 +36,8 @@ def rate_distortion(
     """loss (mean over the batch), bpp and MSE on [0, 1] (per image)."""
     bf16 = torch.autocast("cuda", torch.bfloat16) if clean.is_cuda else nullcontext()
     with bf16:
-        y = model.g_a(degraded, quality)
-    y = y.float()
-    y_hat, likelihoods_y, likelihoods_z = model.entropy(y, model.h_a(y))
-    with bf16:
-        x_hat = model.g_s(y_hat, quality)
-    mse = (x_hat.float() - clean).square().flatten(1).mean(1)
-    bits = sum(-p.log2().flatten(1).sum(1) for p in (likelihoods_y, likelihoods_z))
-    bpp = bits / (clean.shape[-1] * clean.shape[-2])
+        out = model(degraded, quality)
+    mse, bpp = (out.x_hat - clean).square().flatten(1).mean(1), out.bpp()
     lam = lmbda(quality)
     hopeless = HOPELESS / lam.sqrt()
     distortion = hopeless * torch.log1p(mse / hopeless)
@@ -51,14 +47,14 @@ def rate_distortion(
 
 def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the weight of every convolution whose outputs each have at least 16 inputs, AdamW
-    for all other parameters and for the linear shortcuts, which start as a good transform
-    already."""
-    shortcuts = (model.g_a.linear, model.g_s.linear)
+    for all other parameters and for the linear paths, which start as a good transform already."""
     matrix_ids = {
         id(module.weight)
         for module in model.modules()
-        if isinstance(module, nn.Conv2d) and module.weight.shape[1] >= 16
-    } - {id(p) for shortcut in shortcuts for p in shortcut.parameters()}
+        if isinstance(module, nn.Conv2d)
+        and not isinstance(module, LinearAnalysis | LinearSynthesis)
+        and module.weight.shape[1] >= 16
+    }
     matrices = [p for p in model.parameters() if id(p) in matrix_ids]
     others = [p for p in model.parameters() if id(p) not in matrix_ids]
     return [
@@ -75,7 +71,8 @@ def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]
 
 def compile_parts(model: Model) -> None:
     """Have torch.compile fuse the transforms and the entropy model, each for the sizes it meets."""
-    for part in (model.g_a, model.g_s, model.h_a, model.entropy):
+    transforms = model.transforms
+    for part in (transforms.g_a, transforms.g_s, transforms.h_a, model.entropy):
         part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiocodec.config import STRIDE
 from aiocodec.degrade import apply
 from aiocodec.metrics import psnr_from_mse
-from aiocodec.model import STRIDE, Model
+from aiocodec.model import Model
 from aiocodec.training.data import Pairs, Photographs
 
 VALIDATION = ("clean", "noise:15", "noise:25", "noise:50", "haze", "rain", "snow", "jpeg:40")

@@ -1,0 +1,35 @@
+"""The passes over y: which elements are coded when, as masks. Nobody else knows how many there are."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiocodec.config import Order
+from aiocodec.errors import ModelError
+
+
+def check(order: Order, latents: int) -> None:
+    """ModelError unless `order` is one: groups of [2][2] passes that divide `latents` channels, every
+    pass from 0 to the last at least once, at most 16 of them."""
+    shape = np.shape(order)
+    if len(shape) != 3 or shape[1:] != (2, 2) or latents % shape[0]:
+        raise ModelError("the order of passes is not one for 2x2 cells of these channels")
+    table = np.asarray(order)
+    if table.dtype.kind != "i" or set(table.ravel().tolist()) != set(range(count(order))):
+        raise ModelError("the order of passes leaves a pass out")
+    if count(order) > 16:
+        raise ModelError("the order has more than 16 passes")
+
+
+def count(order: Order) -> int:
+    """The number of passes, K."""
+    return 1 + max(position for group in order for row in group for position in row)
+
+
+def masks(order: Order, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """bool [K, N, H, W] for y of `shape` [N, H, W]: true where a pass codes. Every element is coded in
+    exactly one pass."""
+    channels, height, width = shape
+    cells = np.repeat(np.asarray(order, dtype=np.int8), channels // len(order), axis=0)
+    when = np.tile(cells, (1, -(-height // 2), -(-width // 2)))[:, :height, :width]
+    found: NDArray[np.bool_] = when == np.arange(count(order), dtype=np.int8)[:, None, None, None]
+    return found
