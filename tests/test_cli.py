@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from aiocodec import cli, errors, pretrained
-from aiocodec.container import ChunkType, Header, pack, pack_latents
+from aiocodec.container import ChunkType, Header, Latents, pack, pack_latents
 
 AIC = [sys.executable, "-m", "aiocodec"]
 EXACT = ["--device", "cpu", "--threads", "1"]  # the same input gives the same bytes
@@ -40,7 +40,9 @@ def installed_fingerprint() -> bytes:
 
 def container(
     fingerprint: bytes | None = None,
-    chunks: tuple[tuple[int, bytes], ...] = ((ChunkType.LATENTS, pack_latents(b"", 0)),),
+    chunks: tuple[tuple[int, bytes], ...] = (
+        (ChunkType.LATENTS, pack_latents(Latents(b"", 0, 0))),
+    ),
     *,
     quality: int = 50,
     size: tuple[int, int] = (WIDTH, HEIGHT),
@@ -431,7 +433,9 @@ def test_refused_before_weights(
 
 def test_refused_by_the_decoder(folder: Path) -> None:
     noise = random.Random(2).randbytes(400)
-    Path("noise.aic").write_bytes(container(chunks=((ChunkType.LATENTS, pack_latents(noise, 1)),)))
+    Path("noise.aic").write_bytes(
+        container(chunks=((ChunkType.LATENTS, pack_latents(Latents(noise, 1, 1))),))
+    )
     assert aic("decode", "noise.aic").code == 4
     Path("other.aic").write_bytes(container(b"8 bytes!"))
     result = aic("decode", "other.aic", "--model", pretrained.Manifest.read().models[0])
@@ -817,7 +821,7 @@ def test_info(folder: Path, coded: bytes) -> None:
 
 
 def test_info_of_many_files(folder: Path) -> None:
-    latents = (ChunkType.LATENTS, pack_latents(b"", 0))
+    latents = (ChunkType.LATENTS, pack_latents(Latents(b"", 0, 0)))
     odd = (latents, (0xC3, b"abc"), (0xC3, b"d"), (ChunkType.PROVENANCE, b"\x1b[31m\xff\n"))
     Path("odd.aic").write_bytes(container(b"8 bytes!", odd, size=(65535, 65535)))
     Path("bad.aic").write_bytes(container()[:-1])

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from aiocodec.cli import cli
+from aiocodec.config import VARIANTS, EntropyConfig, ModelConfig, Stage
 from aiocodec.errors import Diverged, ImageError, LimitError, TrainingError
-from aiocodec.model import STRIDE, VARIANTS, Model, ModelConfig, lmbda
-from aiocodec.training import config as defaults
+from aiocodec.model import Model, lmbda
 from aiocodec.training.benchmark import benchmark
 from aiocodec.training.checkpoint import (
     load_checkpoint,
@@ -37,7 +37,12 @@ from aiocodec.training.muon import Muon, orthogonalise
 from aiocodec.training.run import HOPELESS, Run, compile_parts, optimisers, rate_distortion
 from aiocodec.training.validate import VALIDATION, plot, validate
 
-TINY = ModelConfig("tiny", 8, (16,), (1,), (1,), latents=24, hyper=8, prior_width=16)
+TINY = ModelConfig(
+    "tiny",
+    (Stage(8, 16, ("hatb",)),),
+    (Stage(4, 16, ("dcb",)), Stage(8, 16, ("dcb",))),
+    EntropyConfig(latents=24, hyper=8, width=16),
+)
 QUICK = TrainConfig(
     minutes=2.5 / 60, phases=((0.0, 64, 2),), warmup=5, report_seconds=0.2, checkpoint_seconds=0.5
 )
@@ -142,7 +147,7 @@ def test_weights_travel_in_parts(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_model_is_refused(folder, tmp_path):
     save_checkpoint(Run.create(Model(TINY), QUICK), tmp_path / "checkpoint.pt")
-    other = Model(replace(TINY, hyper=16))
+    other = Model(replace(TINY, lapped=False))
     with pytest.raises(TrainingError, match="another model"):
         train(folder, tmp_path, config=QUICK, start=other)
 
@@ -172,7 +177,7 @@ def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
     model = Model(TINY)
     with torch.no_grad():
-        model.g_s.tail.bias.fill_(math.nan)
+        model.transforms.g_s.tail.bias.fill_(math.nan)
     with pytest.raises(Diverged, match="not finite"):
         train(folder, tmp_path, config=QUICK, start=model)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -229,9 +234,9 @@ def test_a_stopped_run_goes_on(folder, tmp_path, number):
     script = (
         "import sys, torch; from aiocodec.training import config; from dataclasses import replace\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from aiocodec.cli import main; from aiocodec import model\n"
-        "model.VARIANTS['nano'] = replace(model.VARIANTS['nano'], widths=(16,), blocks_a=(1,),"
-        " blocks_s=(1,), latents=24, hyper=8, prior_width=16)\n"
+        "from aiocodec.cli import main; from aiocodec.config import VARIANTS, EntropyConfig, Stage\n"
+        "VARIANTS['nano'] = replace(VARIANTS['nano'], analysis=(Stage(8, 16, ('dcb',)),),"
+        " synthesis=(Stage(8, 16, ('dcb',)),), entropy=EntropyConfig(24, 8, 16))\n"
         "init = config.TrainConfig.__init__\n"
         "config.TrainConfig.__init__ = lambda self, **k: init(self, **k, report_seconds=0.2,"
         " checkpoint_seconds=0.5)\n"
@@ -263,18 +268,21 @@ def test_a_run_starts_from_shallower_weights_of_its_variant_and_no_others(
     folder, tmp_path, monkeypatch
 ):
     shallow = replace(TINY, name="nano")
-    for name, config in (("shallow", shallow), ("wide", replace(shallow, latents=32))):
+    for name, config in (
+        ("shallow", shallow),
+        ("wide", replace(shallow, entropy=EntropyConfig(32, 8, 16))),
+    ):
         (tmp_path / name).mkdir()
         save_weights(Model(config), tmp_path / name)
-    monkeypatch.setitem(VARIANTS, "nano", replace(shallow, blocks_a=(2,), blocks_s=(3,)))
+    deep = replace(shallow, analysis=(Stage(8, 16, ("hatb", "dcb")),))
+    monkeypatch.setitem(VARIANTS, "nano", deep)
     command = ["train", str(folder), "--out", str(tmp_path / "run"), "--minutes", "0.01"]
     command += ["--patches", "64", "--batch", "1", "--start"]
     result = CliRunner().invoke(cli, [*command, str(tmp_path / "wide")])
     assert result.exit_code == 2 and "only the depths" in result.stderr
     result = CliRunner().invoke(cli, [*command, str(tmp_path / "shallow")])
     assert result.exit_code == 0, result.output
-    config = load_weights(tmp_path / "run").config
-    assert (config.blocks_a, config.blocks_s) == ((2,), (3,))
+    assert load_weights(tmp_path / "run").config == deep
 
 
 def test_training_needs_neither_the_entropy_coder_nor_an_installation(folder, tmp_path):
@@ -282,7 +290,7 @@ def test_training_needs_neither_the_entropy_coder_nor_an_installation(folder, tm
         "import sys; sys.modules['constriction'] = sys.modules['aiocodec.weights'] = None\n"
         "from aiocodec.cli import main; main(sys.argv[1:])\n"
     )
-    run = ["train", folder, "--out", tmp_path, "--pretrained", "--minutes", "0.01"]
+    run = ["train", folder, "--out", tmp_path, "--minutes", "0.01"]
     subprocess.run(
         [sys.executable, "-c", script, *run, "--patches", "64", "--batch", "1"],
         check=True,
@@ -478,7 +486,6 @@ def test_pairs_are_trained_on_and_validated(folder, tmp_path, ticks):
 
 
 def test_patch_sides_are_multiples_of_64():
-    assert defaults.STRIDE == STRIDE == 64
     with pytest.raises(ValueError, match="64"):
         TrainConfig(phases=((0.0, 100, 1),))
 
@@ -529,7 +536,7 @@ def test_a_small_error_counts_in_full(monkeypatch):
         torch.manual_seed(0)
         with torch.no_grad():
             monkeypatch.setattr(
-                type(model.g_s), "forward", lambda s, y, q, off=off: clean + 0.004 + off
+                type(model.transforms.g_s), "forward", lambda s, y, q, off=off: clean + 0.004 + off
             )
             loss, bpp, mse = rate_distortion(model, clean, clean, quality)
         losses.append((loss.item() - bpp.mean().item(), mse.item()))
@@ -540,7 +547,7 @@ def test_a_small_error_counts_in_full(monkeypatch):
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     model = Model(TINY)
-    for head in (model.entropy.fusion[-1], model.entropy.spatial_prior[-1]):
+    for head in (model.entropy.fusion[-1], model.entropy.head):
         torch.nn.init.normal_(head.weight, std=0.1)
     clean = torch.rand(2, 3, 128, 128)
     rate_distortion(model, clean, clean, torch.tensor([30.0, 80.0]))[0].backward()
@@ -561,11 +568,17 @@ def test_muon_trains_the_convolutions_and_adamw_the_rest():
     )
     assert not matrices & others
     assert matrices | others == {id(p) for p in model.parameters()}
-    assert {id(model.g_a.stem.weight), id(model.g_s.tail.weight)} <= matrices
-    assert {id(model.g_a.linear.weight), id(model.g_s.linear.weight)} <= others
+    assert {id(model.transforms.g_a.stem.weight), id(model.transforms.g_s.tail.weight)} <= matrices
+    assert {
+        id(model.transforms.g_a.linear.weight),
+        id(model.transforms.g_s.linear.weight),
+    } <= others
     assert all(
         (id(m.weight) in others)
-        == (m.weight.shape[1] < 16 or m in (model.g_a.linear, model.g_s.linear))
+        == (
+            m.weight.shape[1] < 16
+            or m in (model.transforms.g_a.linear, model.transforms.g_s.linear)
+        )
         for m in model.modules()
         if isinstance(m, torch.nn.Conv2d)
     )
