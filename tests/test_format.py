@@ -1,15 +1,22 @@
-"""docs/format.md is enough: the range coder and the order of symbols, written from it alone."""
+"""docs/format.md is enough: range coder, order of symbols, programs and passes, written from it alone."""
 
+import json
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from test_entropy import random_model
 
+from aiocodec.config import CHECKERBOARD, QUADTREE, EntropyConfig
 from aiocodec.container import unpack, unpack_latents
 from aiocodec.errors import BitstreamError
+from aiocodec.latents import LatentCoder
+from aiocodec.pretrained import Manifest
 from aiocodec.rangecoder import Decoder, Encoder, Tables
-from aiocodec.training.release import gaussian_tables, quantise
+from aiocodec.training.release import frozen_of, gaussian_tables, quantise
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 
@@ -222,3 +229,119 @@ def test_the_example_file_is_one():
     latents = unpack_latents(container.chunks[0][1], container.header.version)
     assert (latents.z_crc, latents.symbols_crc) == (0x0FFEF00D, 0xDEADBEEF)
     assert latents.words == (0x01020304).to_bytes(4, "little")
+
+
+# --------------------------------------------------------------------------- the frozen model
+
+
+class WrittenModel:
+    """A frozen model run by its program in int64, with numpy alone."""
+
+    def __init__(self, tensors):
+        self.tensors = {name: np.asarray(t).astype(np.int64) for name, t in tensors.items()}
+        self.program = json.loads(bytes(self.tensors["program"].astype(np.uint8)))
+
+    def saturate(self, x):
+        return np.clip(x, -self.program["activation_max"], self.program["activation_max"])
+
+    def run(self, layers, x):
+        for kind, *rest in layers:
+            if kind in ("conv1x1", "dw3x3"):
+                weight, bias, e = (
+                    self.tensors[f"{rest[0]}.{p}"] for p in ("weight", "bias", "exponent")
+                )
+                if kind == "conv1x1":
+                    s = np.einsum("oi,ihw->ohw", weight[:, :, 0, 0], x)
+                else:
+                    h, w = x.shape[1:]
+                    pad = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+                    s = sum(
+                        weight[:, 0, i, j, None, None] * pad[:, i : i + h, j : j + w]
+                        for i in range(3)
+                        for j in range(3)
+                    )
+                e = e[:, None, None]
+                x = self.saturate((2 * (s + bias[:, None, None]) + (1 << e)) >> (e + 1))
+            elif kind == "leaky":
+                x = np.maximum(x, (x + 4) >> 3)
+            elif kind == "residual":
+                x = self.saturate(x + self.run(rest[0], x))
+            elif kind == "shuffle":
+                c, h, w = x.shape
+                x = x.reshape(c // 4, 2, 2, h, w).transpose(0, 3, 1, 4, 2)
+                x = x.reshape(c // 4, 2 * h, 2 * w)
+        return x
+
+    def decode(self, words, width, height, quality):
+        """The symbols of a file, z and y in coding order, and v of every element of y."""
+        p, networks = self.program, self.program["networks"]
+        tables = {
+            which: written(
+                *(self.tensors[f"tables_{which}.{x}"] for x in ("frequencies", "lengths", "lows"))
+            )
+            for which in "yz"
+        }
+        decoder = WrittenDecoder(words)
+        level = (2 * quality * (p["quality_levels"] - 1) + 100) // 200
+        h, w = -(-height // p["stride"]), -(-width // p["stride"])
+        numbers = [level * p["hyper"] + c for c in range(p["hyper"]) for _ in range(h * w)]
+        symbols = decoder.call(numbers, tables["z"])
+        z = np.array(symbols).reshape(p["hyper"], h, w)
+        told = self.tensors["embedding"][level][:, None, None] if "embedding" in self.tensors else 0
+        x = self.saturate(z * 2 ** p["fraction"] + told)
+        features = self.run(networks["fusion"], self.run(networks["h_s"], x))
+        _, index, mean = np.split(features, 3)
+        n, order = p["latents"], p["order"]
+        unit = 2 ** p["fraction"] // p["mean_unit"]
+        v = np.zeros((n, 4 * h, 4 * w), np.int64)
+        for k in range(1 + max(q for group in order for row in group for q in row)):
+            index_k, mean_k = index, mean
+            if k > 0:
+                x = np.concatenate([self.saturate(v), features])
+                for network in (f"adaptor_{k}", "body", "head"):
+                    x = self.run(networks[network], x)
+                more_index, more_mean = np.split(x, 2)
+                index_k, mean_k = self.saturate(index + more_index), self.saturate(mean + more_mean)
+            half = 2 ** p["fraction"] // p["index_unit"]
+            table = p["scale_zero"] + (2 * index_k + half) // (2 * half)
+            table = np.clip(table, 0, p["scales"] - 1)
+            places = [
+                place
+                for place in np.ndindex(v.shape)
+                if order[place[0] * len(order) // n][place[1] % 2][place[2] % 2] == k
+            ]
+            found = decoder.call([int(table[place]) for place in places], tables["y"])
+            for place, symbol in zip(places, found, strict=True):
+                v[place] = symbol * unit + mean_k[place]
+            symbols += found
+        decoder.finish()
+        return np.array(symbols, "<i4"), v
+
+
+@pytest.mark.parametrize("order", [CHECKERBOARD, QUADTREE], ids=["two", "four"])
+def test_latents_are_decoded_by_the_document_alone(order):
+    model = random_model(EntropyConfig(8, 6, 12, order, quality_levels=5), 1, 0.6)
+    coder = LatentCoder(frozen_of(model))
+    torch.manual_seed(0)
+    latents = coder.encode(torch.randn(8, 8, 4) * 3, torch.randn(6, 2, 1) * 9, 30)
+    model = WrittenModel(coder.entropy.frozen.tensors)
+    symbols, v = model.decode(latents.words, 64, 100, 30)
+    assert zlib.crc32(symbols[: 6 * 2].tobytes()) == latents.z_crc
+    assert zlib.crc32(symbols.tobytes()) == latents.symbols_crc
+    y_hat = coder.decode(latents, 64, 100, 30)
+    steps = coder.entropy.steps(
+        coder.entropy.features(torch.tensor(symbols[:12]).view(6, 2, 1), 30)
+    )
+    assert torch.equal(y_hat, (torch.from_numpy(v).double() / 128).float() * steps)
+
+
+def test_a_golden_file_is_decoded_by_the_document_alone():
+    data = (FORMAT.parents[1] / "tests/golden/v1-pixel.aic").read_bytes()
+    container = unpack(data)
+    latents = unpack_latents(container.get(0x01), container.header.version)
+    manifest = Manifest.read()
+    frozen = manifest.load_frozen(manifest.for_fingerprint(container.header.fingerprint))
+    text = np.frombuffer(frozen.program.to_json(), np.uint8)  # as for the first generation
+    model = WrittenModel({**frozen.tensors, "program": text})
+    symbols, _ = model.decode(latents.words, 1, 1, container.header.quality)
+    assert zlib.crc32(symbols.tobytes()) == latents.symbols_crc
