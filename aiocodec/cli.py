@@ -24,8 +24,8 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 
 from aiocodec import __version__
-from aiocodec.config import DEFAULT_QUALITY, STRIDE, VARIANTS
-from aiocodec.container import DEFAULT_MAX_PIXELS, ChunkType, Container, unpack, unpack_latents
+from aiocodec.config import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, STRIDE, VARIANTS
+from aiocodec.container import ChunkType, Container, unpack, unpack_latents
 from aiocodec.errors import (
     AicError,
     BatchError,

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aiocodec import __version__
-from aiocodec.config import DEFAULT_QUALITY
+from aiocodec.config import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, MAX_SIDE
 from aiocodec.container import (
-    DEFAULT_MAX_PIXELS,
     ChunkType,
     Container,
     Flags,
@@ -81,7 +80,7 @@ class Codec:
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
         height, width, _ = picture.rgb.shape
-        if not (1 <= height <= 65535 and 1 <= width <= 65535):
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ImageError(f"a picture of {width}x{height} pixels cannot be coded")
         with _bounded_memory(), torch.inference_mode(), _float32():
             x = self._to_x(picture.rgb)

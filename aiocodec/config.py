@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 DEFAULT_QUALITY = 50
+MAX_SIDE = 65535  # pixels of a picture, per side
+DEFAULT_MAX_PIXELS = 1 << 28
 LATENT_STRIDE = 16  # pixels of x per element of y, per side
 STRIDE = 64  # pixels of x per element of z; pictures are padded to multiples of it
 LMBDA_MIN, LMBDA_MAX = 40.0, 8000.0  # weight of the MSE on [0, 1] at quality 0 and 100

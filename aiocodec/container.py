@@ -55,14 +55,13 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from aiocodec.config import DEFAULT_MAX_PIXELS, MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, LimitError, VersionError
 
 MAGIC = b"\x8aAIC"
 VERSION = 2
 HEADER_SIZE = 32
-DEFAULT_MAX_PIXELS = 1 << 28
 
-_MAX_SIDE = 65535
 _MAX_U32 = (1 << 32) - 1
 _MAX_LENGTH_BYTES = 5
 _SKIPPABLE = 0x80
@@ -250,9 +249,9 @@ def _check_header(header: Header) -> None:
     """Raise BitstreamError unless every field but the version is in the range `Header` names."""
     if not 0 <= header.quality <= 100:
         raise BitstreamError(f"quality {header.quality} is not in 0..100")
-    if not (1 <= header.width <= _MAX_SIDE and 1 <= header.height <= _MAX_SIDE):
+    if not (1 <= header.width <= MAX_SIDE and 1 <= header.height <= MAX_SIDE):
         raise BitstreamError(
-            f"{header.width}x{header.height} pixels: each side must be in 1..{_MAX_SIDE}"
+            f"{header.width}x{header.height} pixels: each side must be in 1..{MAX_SIDE}"
         )
     if len(header.fingerprint) != 8:
         raise BitstreamError(f"a fingerprint of {len(header.fingerprint)} bytes instead of 8")

@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from aiocodec.config import MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
-
-MAX_SIDE = 65535  # pixels; what the .aic header holds
 
 _AIC_MAGIC = b"\x8aAIC"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

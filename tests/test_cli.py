@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aiocodec import cli, errors, pretrained
@@ -369,6 +370,81 @@ def test_no_weights_at_all(
     result = aic("decode", "x.aic", "z.png")
     assert result.code == 5 and result.error.startswith("x.aic: ")
     assert aic("info", "x.aic", "--json").json[0]["model"] is None
+
+
+def forged_weights(source: Path, target: Path, program: dict[str, object]) -> None:
+    """A copy of the weights in `source` whose entropy model has other entries in its program, and whose
+    hashes and fingerprint are right."""
+    from hashlib import sha256
+
+    from safetensors.numpy import load, save
+
+    from aiocodec.entropy.frozen import FrozenEntropyModel, Program
+
+    manifest = json.loads((source / "manifest.json").read_text())
+    entry = next(iter(manifest["models"].values()))
+    (name,) = entry["entropy"]
+    tensors = load((source / name).read_bytes())
+    frozen = FrozenEntropyModel.read(tensors)
+    entries = {**json.loads(frozen.program.to_json()), **program}
+    tensors["program"] = np.frombuffer(json.dumps(entries).encode(), np.uint8)
+    forged = FrozenEntropyModel(Program(**entries), tensors)
+    data = save(tensors)
+    entry["fingerprint"] = forged.fingerprint.hex()
+    manifest["files"][name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    (target / name).write_bytes(data)
+    for file in entry["transforms"]:
+        (target / file).write_bytes((source / file).read_bytes())
+    (target / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ({}, None),
+        ({"version": 9}, "version 9"),
+        ({"order": [[[0, 1], [2, 5]]]}, "pass"),
+        ({"networks": {"h_s": [["fft"]]}}, "'fft'"),
+        ({"latents": 1 << 40}, "latents"),
+        ({"tile": 1 << 40}, "tile"),
+    ],
+)
+def test_weights_of_an_unknown_program(
+    program: dict[str, object],
+    words: str | None,
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = tmp_path_factory.mktemp("weights")
+    forged_weights(pretrained._folder(), weights, program)
+    monkeypatch.setattr(pretrained, "_folder", lambda: weights)
+    monkeypatch.setattr(cli, "load_codec", cli.load_codec.__wrapped__)
+    result = aic("encode", "x.png")
+    if words is None:  # the forgery itself is not at fault
+        assert result.code == 0 and aic("decode", "x.aic", "y.png").code == 0
+        return
+    assert result.code == 5 and result.error.startswith("x.png: ") and words in result.error
+    assert names(folder) == {"x.png"}
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"models": {"nano": {}}, "files": {}}', "[" * 99999])
+def test_a_manifest_that_is_none(
+    text: str,
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = tmp_path_factory.mktemp("weights")
+    (weights / "manifest.json").write_text(text)
+    (folder / "x.aic").write_bytes(container())
+    monkeypatch.setattr(pretrained, "_folder", lambda: weights)
+    monkeypatch.setattr(cli, "load_codec", cli.load_codec.__wrapped__)
+    for args in (("encode", "x.png", "y.aic"), ("decode", "x.aic", "y.png")):
+        result = aic(*args)
+        assert result.code == 5 and "manifest" in result.error
+    assert aic("info", "x.aic", "--json").json[0]["model"] is None
+    assert names(folder) == {"x.png", "x.aic"}
 
 
 def test_describes_models() -> None:
