@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aiocodec.container import unpack
+from aiocodec.container import ChunkType, pack, pack_latents, unpack, unpack_latents
 from aiocodec.image import Picture, read, write
 
 FOLDER = Path(__file__).parent / "golden"
@@ -49,8 +49,20 @@ def test_golden_files_decode(codec, name):
         assert np.array_equal(decoded.alpha, expected.alpha)
 
 
-def test_there_are_golden_files():
-    assert len(NAMES) == 3
+def test_there_are_golden_files_of_both_versions():
+    assert [unpack((FOLDER / f"{name}.aic").read_bytes()).header.version for name in NAMES] == [
+        *[1] * 3,
+        *[2] * 3,
+    ]
+
+
+def of_version_1(data):
+    """The same file as the first version of the container had it."""
+    container = unpack(data)
+    latents = unpack_latents(container.get(ChunkType.LATENTS), container.header.version)
+    first = pack_latents(replace(latents, z_crc=None))
+    chunks = [(k, first if k == ChunkType.LATENTS else p) for k, p in container.chunks]
+    return pack(replace(container.header, version=1), chunks)
 
 
 def make():
@@ -61,15 +73,16 @@ def make():
     ramp = np.arange(65, dtype=np.uint8)[None].repeat(33, axis=0)
     gray = Picture(rgb=np.ascontiguousarray(np.stack([ramp * 3] * 3, axis=2)), gray=True)
     pictures = {
-        "v1-lake": (Picture(rgb=np.ascontiguousarray(lake[100:196, 150:280])), 50),
-        "v1-alpha": (replace(gray, alpha=ramp, xmp=b"<x/>"), 10),
-        "v1-pixel": (Picture(rgb=np.full((1, 1, 3), 200, np.uint8)), 100),
+        "lake": (Picture(rgb=np.ascontiguousarray(lake[100:196, 150:280])), 50),
+        "alpha": (replace(gray, alpha=ramp, xmp=b"<x/>"), 10),
+        "pixel": (Picture(rgb=np.full((1, 1, 3), 200, np.uint8)), 100),
     }
     for name, (picture, quality) in pictures.items():
         data = codec.encode(picture, quality)
-        (FOLDER / f"{name}.aic").write_bytes(data)
-        (FOLDER / f"{name}.png").write_bytes(write(codec.decode(data)))
-        (FOLDER / f"{name}.json").write_text(json.dumps(facts(data)) + "\n")
+        for stem, file in ((f"v1-{name}", of_version_1(data)), (f"v2-{name}", data)):
+            (FOLDER / f"{stem}.aic").write_bytes(file)
+            (FOLDER / f"{stem}.png").write_bytes(write(codec.decode(file)))
+            (FOLDER / f"{stem}.json").write_text(json.dumps(facts(file)) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,5 +25,16 @@ def test_every_weight_file_is_packaged_and_small_enough():
     assert sum(entry["bytes"] for entry in files.values()) <= 90e6
 
 
+def test_every_package_is_named():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", "utf-8")
+    named = set(setup["options"]["packages"].split())
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "aiocodec").rglob("__init__.py")
+    }
+    assert named == found | {"aiocodec.weights"}
+
+
 def test_the_installed_weights_are_those_of_the_repository():
     assert Manifest.read().entries == Manifest.read(ROOT / "weights").entries
