@@ -410,6 +410,17 @@ def test_missing_tensors_are_noticed(name):
         FrozenEntropyModel.read({k: v for k, v in frozen.tensors.items() if k != name})
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("fusion.2.weight", ()), ("fusion.2.weight", (0, 12, 1, 1)), ("fusion.2.bias", (0,))],
+)
+def test_tensors_of_odd_shapes_are_refused(name, shape):
+    frozen = frozen_of(random_model(TWO, 0, 1.0))
+    odd = np.zeros(shape, frozen.tensors[name].dtype)
+    with pytest.raises(ModelError, match="shape"):
+        FrozenEntropyModel.read({**frozen.tensors, name: odd})
+
+
 def test_a_frozen_model_is_read_without_torch(python):
     script = (
         "import sys; sys.modules['torch'] = sys.modules['constriction'] = None\n"

@@ -211,11 +211,12 @@ def _check_convolution(
         weight, bias, exponent = (tensors[f"{name}.{p}"] for p in ("weight", "bias", "exponent"))
     except KeyError:
         raise ModelError(f"the weights lack the convolution {name!r} of their program") from None
-    outputs = weight.shape[0]
+    outputs = weight.shape[0] if weight.ndim == 4 else 0
     shape = (outputs, channels, 1, 1) if kind == "conv1x1" else (channels, 1, 3, 3)
     dtypes = [array.dtype.name for array in (weight, bias, exponent)]
     if (
-        weight.shape != shape
+        outputs < 1
+        or weight.shape != shape
         or bias.shape != (outputs,)
         or exponent.shape != (outputs,)
         or dtypes != ["int16", "int64", "int16"]
