@@ -1,8 +1,9 @@
-"""The whole network: transforms around an entropy model, as it is trained.
+"""The whole network, in floating point, as it is trained: transforms around an entropy model.
 
-y = g_a(x, quality);  z = h_a(y)
-y_hat = entropy(y, z, quality)
-x_hat = g_s(y_hat, quality)
+    y, z = g_a(x, quality), h_a(y)
+    x_hat = g_s(entropy(y, z, quality), quality)
+
+(paper, figure 2a). One `ModelConfig` fixes all shapes.
 """
 
 from dataclasses import replace
