@@ -41,7 +41,7 @@ class TrainConfig:
     ema: float = 0.999  # decay of the averaged weights, which are validated and released
     balance: float = 0.1  # weights the loss by lmbda ** -balance, so that high rates rule less
     clean: float = 0.45  # probability of a photograph without degradation
-    pairs: float = 0.25  # share of the patches that come from pairs, where there are any
+    pairs: float = 0.15  # share of the patches that come from pairs, where there are any
     compile: bool = False  # the transforms and the entropy model, by torch.compile
     seed: int = 0
     report_seconds: float = 20.0
