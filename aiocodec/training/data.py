@@ -44,16 +44,18 @@ class Photographs:
         if not images:
             found = f"none of its {len(paths)} images can be read" if paths else "no images"
             raise ImageError(f"{folder}: {found}")
-        return cls.pack(images, device, tuple(unreadable))
+        return cls.pack(images, folder, device, tuple(unreadable))
 
     @classmethod
     def pack(
         cls,
         images: Sequence[np.ndarray],
+        folder: Path,
         device: torch.device | str = "cpu",
         unreadable: tuple[str, ...] = (),
     ) -> "Photographs":
-        """Images uint8 [3, H, W], of any sizes; LimitError where they do not fit into memory."""
+        """The images uint8 [3, H, W] of a folder, of any sizes; LimitError, which names it, where they
+        do not fit into memory."""
         try:
             sides = torch.tensor([image.shape[1:] for image in images])
             starts = torch.tensor([0] + [image.size for image in images]).cumsum(0)
@@ -70,7 +72,7 @@ class Photographs:
         except (MemoryError, RuntimeError) as fault:
             if not out_of_memory(fault):
                 raise
-            raise LimitError("the images do not fit into the memory") from None
+            raise LimitError(f"the images of {folder} do not fit into the memory") from None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -167,8 +169,8 @@ class Pairs:
             raise ImageError(f"{folder}: no pairs NAME_in, NAME_gt that can be used")
         names, spoiled_rgb, clean_rgb = zip(*good, strict=True)
         return cls(
-            Photographs.pack(spoiled_rgb, device),
-            Photographs.pack(clean_rgb, device),
+            Photographs.pack(spoiled_rgb, folder, device),
+            Photographs.pack(clean_rgb, folder, device),
             names,
             tuple(left_out),
         )
