@@ -19,8 +19,10 @@ from aiocodec.degrade import (
     gaussian_noise,
     haze,
     jpeg,
+    on_top,
     pseudo_depth,
     rain,
+    rehaze,
     snow,
 )
 from aiocodec.errors import AicError
@@ -337,6 +339,59 @@ def test_pseudo_depth_has_the_edges_of_the_image():
         assert (slopes[47] > 5 * elsewhere.max()) == is_step
 
 
+def known_depth(*levels, side=64):
+    return torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 1, side, side).contiguous()
+
+
+@pytest.mark.parametrize(("amount", "beta"), [(0, 0.3), (0.5, math.sqrt(0.3 * 3)), (1, 3)])
+def test_haze_of_known_depth_is_scattering(amount, beta):
+    depth = known_depth(0, 0.2, 0.7, 1)
+    black, white = (haze(flat(level, 4), amount, seeded(1), depth) for level in (0, 255))
+    errors = white - black - torch.exp(-beta * depth)
+    dim = white < 1  # light beyond white is cut off
+    assert dim.float().mean() > 0.3 and errors[dim].abs().max() < 1.1 / 255
+
+
+@pytest.mark.parametrize("amount", [0, 0.5, 1])
+def test_haze_leaves_what_is_at_no_distance(amount, images):
+    depth = F.pad(torch.ones(4, 1, 96, 24), (72, 0))
+    out = haze(images, amount, seeded(), depth)
+    near = slice(0, 72 - 2 * module.COARSE)
+    assert (out - images)[..., near].abs().max() < 0.51 / 255
+    assert not torch.equal(out[..., 72:], images[..., 72:])
+    none = haze(images, amount, seeded(), torch.zeros_like(depth))
+    assert (none - images).abs().max() < 0.51 / 255
+
+
+def test_the_far_goes_to_the_light_of_the_air():
+    x = flat(30, 1, 96).repeat(20, 1, 1, 1)
+    x[..., 48:] = 220 / 255
+    depth = torch.linspace(0, 1, 96).view(1, 1, 96, 1).expand(20, 1, 96, 96)
+    steps = haze(x, 1, seeded(), depth).diff(dim=3)[..., 47].abs().mean((0, 1))
+    assert (steps.diff() < 1 / 255).all() and steps[-1] < 0.1 * steps[0]
+
+
+def test_unknown_depth_is_guessed(images):
+    guessed = haze(images, 0.6, seeded())
+    depth = torch.full((4, 1, 96, 96), math.nan)
+    assert torch.equal(haze(images, 0.6, seeded(), depth), guessed)
+    depth[1::2] = 0.5
+    mixed = haze(images, 0.6, seeded(), depth)
+    assert torch.equal(mixed[::2], guessed[::2])
+    assert_pixels(mixed, images)
+    assert not torch.equal(mixed[1::2], guessed[1::2])
+
+
+def test_known_depth_takes_on_the_edges_of_the_image():
+    """A coarse step six pixels beside that of the picture."""
+    x = flat(50, 1, 96)
+    x[..., 48:] = 200 / 255
+    depth = F.avg_pool2d(F.pad((x[:, :1] > 0.5).float(), (12, 0, 0, 0), "replicate"), (1, 13), 1)
+    t = torch.exp(-module._thickness(x, torch.ones(1, 1, 1, 1), seeded(), depth))
+    slopes = t.diff(dim=3).abs().mean((0, 1, 2))
+    assert slopes.argmax() == 47 and slopes[47] > 5 * slopes[49:].max()
+
+
 # --- rain and snow ---
 
 
@@ -463,7 +518,7 @@ def drawn():
 
 
 def assert_share(count, of, share):
-    assert abs(count - of * share) < 4 * math.sqrt(of * share * (1 - share))
+    assert abs(count - of * share) <= 4 * math.sqrt(of * share * (1 - share))
 
 
 def test_degrade_draws_every_kind_by_weight(drawn):
@@ -512,6 +567,70 @@ def test_degrade_moves_the_grid_of_blocks(drawn, monkeypatch):
     assert grid(jpeg(slope, 5, seeded())) == 7
     monkeypatch.setattr(module, "KINDS", {"jpeg": KINDS["jpeg"]._replace(mild=5, severe=5)})
     assert len({grid(degrade(slope, seeded(seed), clean=0)) for seed in range(30)}) > 5
+
+
+def test_degrade_hands_every_image_its_depth(monkeypatch):
+    x = torch.rand(60, 3, 8, 8, generator=seeded())
+    depth = torch.rand(60, 1, 1, 1, generator=seeded(1)).expand(-1, 1, 8, 8)
+    handed = []
+
+    def record(part, amount, rng, depth=None):
+        handed.append((part, depth))
+        return part
+
+    monkeypatch.setitem(KINDS, "haze", KINDS["haze"]._replace(apply=record))
+    out = degrade(x, seeded(), 0, depth)
+    assert torch.equal(out, degrade(x, seeded(), 0)), "of use to haze alone"
+    with_depth = [(part, d) for part, d in handed if d is not None]
+    assert len(with_depth) == len(handed) / 2 > 0
+    for part, d in with_depth:
+        members = [(x == image).flatten(1).all(1).nonzero().item() for image in part]
+        assert torch.equal(d, depth[members])
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_on_top_comes_a_share_of_what_a_camera_adds(share, monkeypatch):
+    x = torch.rand(800, 3, 5, 6, generator=seeded())
+    counts = dict.fromkeys(KINDS, 0)
+
+    def counter(name):
+        def count(part, amount, rng):
+            counts[name] += len(part)
+            return 1 - part
+
+        return count
+
+    counters = {name: kind._replace(apply=counter(name)) for name, kind in KINDS.items()}
+    monkeypatch.setattr(module, "KINDS", counters)
+    out = on_top(x, seeded(), share)
+    untouched = (out == x).flatten(1).all(1)
+    assert torch.equal(out[~untouched], 1 - x[~untouched])
+    assert_share((~untouched).sum().item(), 800, share)
+    assert {name for name, count in counts.items() if count} == (CAMERA if share else set())
+    assert sum(counts.values()) == (~untouched).sum()
+
+
+def test_on_top_leaves_the_others_exactly_as_they_are():
+    x = torch.rand(300, 3, 12, 17, generator=seeded())  # not of 8 bits
+    before = x.clone()
+    out = on_top(x, seeded())
+    untouched = (out == x).flatten(1).all(1)
+    assert_share((~untouched).sum().item(), 300, module.MIXED_SHARE)
+    assert_pixels(out[~untouched], x[~untouched])
+    assert torch.equal(x, before) and torch.equal(on_top(x, seeded()), out)
+
+
+def test_rehaze_is_haze_of_random_amounts_and_then_the_camera():
+    depth = known_depth(*torch.linspace(0.2, 1, 200).tolist(), side=16)
+    x = flat(40, 200, 16)
+    hazed = rehaze(x, depth, seeded())
+    assert torch.equal(rehaze(x, depth, seeded()), hazed)
+    assert_pixels(hazed, x)
+    assert (hazed != x).flatten(1).any(1).all()
+    rough = hazed.std((2, 3)).amax(1) > 1e-3  # a blur and a file do not show here
+    assert_share(rough.sum().item(), 200, module.MIXED_SHARE / 2)
+    shift = (hazed - x).mean((1, 2, 3)) / depth[:, 0, 0, 0]
+    assert shift.max() > 5 * shift.min(), "of all amounts"
 
 
 # --- apply ---
