@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import pytorch_msssim
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 
 from aiocodec.metrics import (
     bd_psnr,
     bd_rate,
+    blockiness,
     bpp,
     edge_agreement,
     ms_ssim,
@@ -99,6 +101,60 @@ def test_an_edge_may_move_by_a_pixel_and_no_more():
 
     assert edge_agreement(step(30), step(31)) == 1
     assert edge_agreement(step(30), step(33)) == 0
+
+
+@pytest.fixture
+def smooth():
+    """Random waves, longer than a block; no side is a multiple of 16."""
+    noise = np.random.default_rng(0).normal(size=(331, 475, 3))
+    waves = gaussian_filter(noise, (6, 6, 0))
+    return np.clip(np.round(128 + 40 * waves / waves.std()), 0, 255).astype(np.uint8)
+
+
+def mosaic(image, share=1.0):
+    """An image of which a share is replaced by the means of its 16x16 blocks."""
+    means = image.astype(np.float64)
+    for top in range(0, image.shape[0], 16):
+        for left in range(0, image.shape[1], 16):
+            block = means[top : top + 16, left : left + 16]
+            block[:] = block.mean((0, 1))
+    return np.round(share * means + (1 - share) * image).astype(np.uint8)
+
+
+def test_blockiness_is_about_one_where_there_are_no_blocks(smooth, photo, noisy):
+    for image in (smooth, photo.rgb, noisy):
+        assert blockiness(image) == pytest.approx(1, abs=0.05)
+        assert blockiness(255 - image) == pytest.approx(blockiness(image))
+
+
+def test_blockiness_grows_with_blocks(smooth, photo):
+    for image in (smooth, photo.rgb):
+        values = [blockiness(mosaic(image, share)) for share in (0, 0.25, 0.5, 0.75, 1)]
+        assert values == sorted(values) and values[2] > 1.4 and values[4] > 1e3
+
+
+def test_blockiness_is_the_ratio_of_steps():
+    ramp = np.arange(64, dtype=np.uint8)  # a step of 1 everywhere, and of 3 at three edges
+    image = np.repeat((ramp + 2 * (ramp // 16))[None, :, None], 64, 0).repeat(3, 2)
+    assert blockiness(image[:16]) == pytest.approx(3, abs=1e-4)
+    assert blockiness(image) == pytest.approx((3 + 1) / 2, abs=1e-4)  # rows are flat: 1
+
+
+def test_blockiness_counts_edges_at_multiples_of_16_alone(smooth, photo):
+    for image in (smooth, photo.rgb):
+        blocky = mosaic(image, 0.5)
+        assert blockiness(blocky[8:, 8:]) <= 1 < blockiness(blocky[16:, 16:])
+
+
+def test_blockiness_does_not_know_columns_from_rows(smooth):
+    blocky = mosaic(smooth, 0.5)
+    assert blockiness(blocky.transpose(1, 0, 2)) == pytest.approx(blockiness(blocky))
+
+
+def test_blockiness_of_small_and_of_flat_images(smooth):
+    assert blockiness(smooth[:16, :16]) is blockiness(smooth[:1, :1]) is None
+    assert blockiness(smooth[:1, :17]) > 0 and blockiness(smooth[:17, :1]) > 0
+    assert blockiness(np.full((50, 40, 3), 77, np.uint8)) == 1
 
 
 @pytest.mark.parametrize(("anchor", "test"), [(ANCHOR, TEST), (TEST, ANCHOR), (ANCHOR, ANCHOR)])
