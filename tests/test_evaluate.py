@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import warnings
@@ -20,7 +21,7 @@ from aiocodec.errors import AicError, ImageError
 from aiocodec.evaluate import codecs as codecs_module
 from aiocodec.evaluate import study as study_module
 from aiocodec.evaluate.codecs import CodecSpec, Coder, Worker, code
-from aiocodec.evaluate.report import as_csv, at_size, choose, compare, write_report
+from aiocodec.evaluate.report import as_csv, at_size, choose, compare, points_table, write_report
 from aiocodec.evaluate.study import (
     Curve,
     Measures,
@@ -32,7 +33,7 @@ from aiocodec.evaluate.study import (
     spoil,
 )
 from aiocodec.image import read
-from aiocodec.metrics import psnr
+from aiocodec.metrics import blockiness, psnr
 
 WIDTH, HEIGHT = 192, 176
 
@@ -189,7 +190,9 @@ def test_samples_are_those_of_real_files(folder, run):
         )
         (sample,) = (s for s in results.samples if (s.image, s.codec) == (name, "jpeg"))
         assert sample.measures.bpp == 8 * len(file.getvalue()) / (WIDTH * HEIGHT)
-        assert sample.measures.psnr == psnr(clean.rgb, np.asarray(Image.open(file).convert("RGB")))
+        decoded = np.asarray(Image.open(file).convert("RGB"))
+        assert sample.measures.psnr == psnr(clean.rgb, decoded)
+        assert sample.measures.blocks == blockiness(decoded)
         assert 0 < sample.measures.ms_ssim < 1 and 0 < sample.measures.edges < 1
         assert sample.measures.encode_seconds > 0 and sample.measures.decode_cpu_seconds > 0
     jpeg, webp = results.curves
@@ -198,6 +201,7 @@ def test_samples_are_those_of_real_files(folder, run):
     of_jpeg = [s.measures for s in results.samples if s.codec == "jpeg"]
     assert mean.bpp == pytest.approx(sum(m.bpp for m in of_jpeg) / 3)
     assert mean.psnr == pytest.approx(sum(m.psnr for m in of_jpeg) / 3)
+    assert mean.blocks == pytest.approx(sum(m.blocks for m in of_jpeg) / 3)
     assert jpeg.digest == webp.digest
 
 
@@ -482,6 +486,21 @@ def test_the_cache_knows_weights_and_options(monkeypatch):
     codecs_module._aic_digest.cache_clear()
 
 
+def test_rows_of_an_older_cache_are_measured_again(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "c.sqlite"
+    now = study_module.FORMAT
+    for form in (now - 1, now):
+        monkeypatch.setattr(study_module, "FORMAT", form)
+        study_module._methods.cache_clear()
+        with Study(folder, codecs=["jpeg@30"], cache=cache) as study:
+            results = study.run()
+        assert not study.notes and all(s.measures.blocks > 0 for s in results.samples)
+        if form < now:  # it did not know of blocks
+            with sqlite3.connect(cache) as database:
+                database.execute("UPDATE measures SET row = json_remove(row, '$.blocks')")
+            database.close()
+
+
 @pytest.mark.parametrize("kind", ["garbage", "folder"])
 def test_a_broken_cache_is_only_a_note(folder, tmp_path, run, kind):
     cache = tmp_path / "cache"
@@ -519,6 +538,9 @@ def test_curves_by_hand(folder, tmp_path, run):
     path.write_text(json.dumps({"curves": [curve]}))
     results = run(folder, codecs=["jpeg"], against=read_curves(path))
     assert results.deltas[0].anchor == "VTM" and results.deltas[0].bd_rate is not None
+    head, *rows = points_table(results.curves)
+    blocks = {row[1]: row[head.index("blocks")] for row in rows}
+    assert blocks["VTM"] == "-" and float(blocks["jpeg"]) > 0
 
 
 def test_earlier_results_of_the_same_codecs_keep_apart(folder, tmp_path, run):
@@ -600,12 +622,13 @@ def test_report(folder, tmp_path):
     assert not page.open  # every element is closed
     assert page.sources and all(source.startswith("data:image/") for source in page.sources)
     assert not re.search(r"url\(|@import|<script", files["report.html"].decode())
+    assert files["report.html"].count(b"<th>edges</th><th>blocks</th>") == 2
     assert "aic evaluate <here>" in page.text and "a <b>&.png" in page.text
     assert read_curves(tmp_path / "out" / "results.json") == study.results.curves
     lines = as_csv(study.results).splitlines()
     assert files["results.csv"].decode().splitlines() == lines
     assert len(lines) == 1 + 3 * 2 * 8
-    assert lines[0].startswith("image,degradation,codec,quality,bpp,psnr,ms_ssim,edges,")
+    assert lines[0].startswith("image,degradation,codec,quality,bpp,psnr,ms_ssim,edges,blocks,")
 
 
 def test_pictures_are_those_of_the_table(folder):
@@ -676,7 +699,7 @@ def test_pictures_have_nearly_equal_sizes(folder):
 
 
 def test_the_best_and_the_worst_image_are_shown():
-    measures = Measures(1.0, 30.0, None, None, 0, 0, 0, 0, None)
+    measures = Measures(1.0, 30.0, None, None, None, 0, 0, 0, 0, None)
     results = Results()
     for image, gain in (("a", 1.0), ("b", -2.0), ("c", 3.0)):
         for codec, advantage in (("ours", gain), ("strong", 0.0), ("weak", -5.0)):
@@ -716,6 +739,7 @@ def test_command(folder, tmp_path):
     done = aic(*command, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^clean +jpeg +20 +[\d.]+ +[\d.]+ ", done.stdout, re.M)
+    assert " PSNR  MS-SSIM  edges  blocks " in done.stdout
     assert re.search(r"^clean +jpeg +webp +[+-][\d.]+ % +[+-][\d.]+ dB ", done.stdout, re.M)
     assert (out / "report.html").exists()
     if sys.platform == "linux":
@@ -730,6 +754,7 @@ def test_command(folder, tmp_path):
     ]
     document = json.loads(done.stdout)
     assert document["curves"][0]["images"] == 2
+    assert all(point["blocks"] > 0 for point in document["curves"][0]["points"])
     assert document["failures"] == [{"what": "b.png", "error": "the input is empty"}]
 
 
@@ -784,7 +809,6 @@ def test_ctrl_c_is_quiet_and_keeps_what_was_measured(folder, tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    import sqlite3
     import time
 
     def count():

@@ -33,7 +33,8 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 def points_table(curves: Sequence[Curve]) -> list[list[str]]:
     """Rows of text, a head first: a row per degradation, codec and quality."""
     head = (
-        "degradation codec q images bpp PSNR MS-SSIM edges enc_s dec_s enc_CPU_s dec_CPU_s peak_MiB"
+        "degradation codec q images bpp PSNR MS-SSIM edges blocks"
+        " enc_s dec_s enc_CPU_s dec_CPU_s peak_MiB"
     )
     rows = [[title.replace("_", " ") for title in head.split()]]
 
@@ -55,6 +56,7 @@ def points_table(curves: Sequence[Curve]) -> list[list[str]]:
                     text(m.psnr, 3),
                     text(m.ms_ssim, 4),
                     text(m.edges, 3),
+                    text(m.blocks, 3),
                     seconds(m.encode_seconds),
                     seconds(m.decode_seconds),
                     seconds(m.encode_cpu_seconds),
@@ -376,8 +378,9 @@ curves share too few qualities or rates. PSNR is always against the clean image.
 images for every codec. Seconds are for coding alone, with programs loaded and pixels in memory, on
 {system}; a denoiser's count as encoding. Memory is the largest resident size of the codec's own process, Python included. Edges is how
 well the edges that a Canny detector finds in the decoded picture agree with those of the clean one
-(F-measure, 0 to 1). Of pictures side by side, each codec has the quality whose file comes nearest in
-size to that of {first}; they are cropped where {first} and its best rival differ most. Hold the pointer
+(F-measure, 0 to 1). Blocks is how much larger steps of luma are at multiples of 16 pixels of the decoded
+picture than elsewhere: photographs have about 1, blocks that one sees 1.4 and more. Of pictures side by
+side, each codec has the quality whose file comes nearest in size to that of {first}; they are cropped where {first} and its best rival differ most. Hold the pointer
 over a picture to see the clean one.</p>
 <ul>{codecs}</ul>
 </body></html>

@@ -1,5 +1,5 @@
 """Rate, distortion and cost of codecs over a folder of images: every figure comes from len(file) and
-decoded pixels, PSNR and its like always against the clean image.
+decoded pixels, PSNR and its like always against the clean image, blocks of the decoded one alone.
 
     with Study(Path("kodak"), degradations=["noise:25"], codecs=["aic", "jpeg"]) as study:
         results = study.run()
@@ -33,9 +33,18 @@ from aiocodec import __version__
 from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError, out_of_memory
 from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels, Worker
 from aiocodec.image import SUFFIXES, Picture, read
-from aiocodec.metrics import bd_psnr, bd_rate, bpp, edge_agreement, ms_ssim, overlap, psnr
+from aiocodec.metrics import (
+    bd_psnr,
+    bd_rate,
+    blockiness,
+    bpp,
+    edge_agreement,
+    ms_ssim,
+    overlap,
+    psnr,
+)
 
-FORMAT = 1  # of results as JSON, and of the cache
+FORMAT = 2  # of results as JSON, and of the cache
 T = TypeVar("T")
 NO_EXTRA = "BD figures, edges and plots need: pip install 'aiocodec[evaluate]'"
 DEFAULT_CODECS = ("aic", "jpeg", "webp", "avif", "nlm+avif")
@@ -112,6 +121,7 @@ class Measures:
     psnr: float  # dB; infinite where not a pixel differs
     ms_ssim: float | None  # None where an image is too small for five scales
     edges: float | None  # metrics.edge_agreement; None without scikit-image
+    blocks: float | None  # metrics.blockiness of decoded pixels; None where they hold no block edge
     encode_seconds: float
     decode_seconds: float
     encode_cpu_seconds: float
@@ -130,6 +140,7 @@ class Measures:
             psnr(clean, coded.decoded),
             ms_ssim(clean, coded.decoded),
             edges,
+            blockiness(coded.decoded),
             coded.encode_seconds,
             coded.decode_seconds,
             coded.encode_cpu_seconds,
