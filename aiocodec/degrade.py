@@ -7,11 +7,11 @@ them with the range of their amounts; `apply` takes them by name, as `noise:25`;
 or two on top of each other, for every image of a batch.
 
 The weather is rendered by the models that the restoration literature uses: haze by the atmospheric
-scattering model I = J t + A (1 - t), t = exp(-beta d) (Koschmieder; He et al. 2009) over the
-depth that is given or over a guessed one, of rooms as well as of landscapes, under light of any pale
-colour; rain and snow as translucent
-particles drawn out by their fall, in layers of different distance, sharp and out of focus, under a
-veil of scattered light (Li et al., CVPR 2019; Chen et al., ICCV 2021).
+scattering model I = J t + A (1 - t), t = exp(-beta d) (Koschmieder; He et al. 2009) over the depth
+that is given or over a guessed one, of rooms as well as of landscapes, under light of any pale colour;
+rain and snow as translucent particles drawn out by their fall, in layers of different distance, sharp
+and out of focus, under a veil of scattered light (Li et al., CVPR 2019; Chen et al., ICCV 2021), and
+some of the rain as streaks of light that are added to the picture (Yang et al., CVPR 2017).
 """
 
 import math
@@ -29,6 +29,7 @@ from aiocodec.errors import AicError
 MIXED_SHARE = 0.2  # of the images that `degrade` spoils get a second degradation
 FILE_SHARE = 0.5  # of those with the noise of a camera; a JPEG file is the second
 COARSE = 12  # pixels that the edges of known depth may be off by, being of maps 128 pixels long
+ADDED_SHARE = 0.4  # of the images in rain have its light added; the others are covered by it
 Amount = Tensor | float
 
 
@@ -262,11 +263,13 @@ def _particles(
     length: Tensor,
     angle: Tensor,
     softness: Tensor,
+    rim: Tensor | None = None,
 ) -> Tensor:
     """Opacity in 0..1, [B, 1, H, W], of particles at random places that cover a share `coverage` of
-    the image: capsules of `radius` pixels (to half opacity) drawn out over `length` pixels along
-    `angle` (from the vertical, radians), with edges `softness` pixels wide. Every particle is more
-    or less translucent."""
+    the image (one number, or one for every pixel): capsules of `radius` pixels (to half opacity)
+    drawn out over `length` pixels along `angle` (from the vertical, radians), with edges `softness`
+    pixels wide, more translucent by a share `rim` within than there. Every particle is more or less
+    translucent."""
     height, width = x.shape[2:]
     # distance of every pixel to a segment through the origin, coordinates wrapping around
     dy = (torch.fft.fftfreq(height, device=x.device) * height).view(1, 1, -1, 1)
@@ -276,15 +279,33 @@ def _particles(
     beyond = (along.abs() - length / 2).clamp(min=0)
     distance = (across.square() + beyond.square()).sqrt()
     shape = torch.sigmoid(4 * (radius - distance) / softness)
+    if rim is not None:
+        shape = shape * (1 - rim * torch.sigmoid(4 * (0.8 * radius - distance) / softness))
     density = (coverage / shape.sum((2, 3), keepdim=True)).clamp(max=0.5)
-    chance, opacity = torch.rand(2, len(x), 1, height, width, generator=rng, device=x.device)
-    seeds = torch.where(chance < density, 0.3 + 0.7 * opacity, 0.0)
+    chance = torch.rand(len(x), 1, height, width, generator=rng, device=x.device)
+    seeds = torch.where(chance < density, 0.3 + 0.7 * chance / density, 0.0)
     field = torch.fft.irfft2(torch.fft.rfft2(seeds) * torch.fft.rfft2(shape), s=(height, width))
     return field.clamp(0, 1)
 
 
+def _smooth_noise(x: Tensor, rng: torch.Generator, channels: int, cell: int) -> Tensor:
+    """White noise of standard deviation 1 at every `cell`th pixel, a little less between,
+    [B, channels, H, W]."""
+    sides = [-(-side // cell) + 1 for side in x.shape[2:]]
+    return F.interpolate(_normal((len(x), channels, *sides), x, rng), x.shape[2:], mode="bilinear")
+
+
+def _warped(x: Tensor, rng: torch.Generator, by: Tensor, cell: int) -> Tensor:
+    """x with every pixel taken from about `by` pixels beside it, alike over `cell` pixels."""
+    there = F.affine_grid(torch.eye(2, 3).to(x).expand(len(x), 2, 3), list(x.shape), False)
+    aside = 2 * by * _smooth_noise(x, rng, 2, cell) / x.new_tensor(x.shape[:1:-1]).view(2, 1, 1)
+    there = there + aside.permute(0, 2, 3, 1)
+    return F.grid_sample(x, there, padding_mode="border", align_corners=False)
+
+
 def _veil(x: Tensor, rng: torch.Generator, amount: Tensor) -> Tensor:
-    """The mist of particles too far to be seen: up to `amount` of the light, a little less below."""
+    """The mist of particles too far to be seen: up to `amount` of the light (one number for an image,
+    or one for every pixel), a little less below."""
     down = torch.linspace(0, 1, x.shape[2], device=x.device).view(1, 1, -1, 1)
     share = amount * _uniform(x, rng, 0, 1) * (1 - 0.4 * _uniform(x, rng, 0, 1) * down)
     return torch.lerp(x, _air_light(x, rng, 0.5, 0.95, tint=0.04), share)
@@ -298,61 +319,85 @@ def _ambient(x: Tensor, rng: torch.Generator, light: Tensor, most: float) -> Ten
 
 def rain(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
     """Rain from drizzle (amount 0) to downpour (1): fine short streaks far away and long near ones,
-    sharp or out of focus, all nearly parallel, under a veil."""
+    sharp or out of focus, all nearly parallel.
+
+    They cover what is behind them, under a veil, or, in ADDED_SHARE of the images, are light added
+    to a clear image, denser, longer and of one or two directions, as the heavy rain of Rain100H
+    (Yang et al. 2017) and Rain800 (Zhang et al. 2019) is."""
     amount = _per_image(amount, x)
+    adds = (_uniform(x, rng, 0, 1) < ADDED_SHARE).to(x.dtype)
     scale = _log_uniform(x, rng, 0.6, 2.0)  # the nearness of it all
     slant = _uniform(x, rng, -1, 1)
     slant = 0.8 * slant * slant.abs()
+    cross = adds * _uniform(x, rng, -2.0, 0.7).clamp(min=0) * -slant.sign()
     gusts = _uniform(x, rng, 0.01, 0.1)
     light = _ambient(x, rng, _air_light(x, rng, 0.65, 1.0), 0.4)
-    x = _veil(x, rng, 0.6 * amount)
-    for lengths, radii, cover, opacities in (
-        ((3, 9), (0.3, 0.5), 0.30, (0.1, 0.5)),
-        ((6, 20), (0.3, 0.6), 0.35, (0.15, 0.5)),
-        ((14, 50), (0.4, 0.9), 0.25, (0.2, 0.7)),
-        ((30, 100), (0.6, 2.0), 0.12, (0.2, 0.8)),
+    drizzle = 0.04 + 0.12 * adds
+    strength = 1 + (0.8 * amount - 0.5) * adds
+    x = _veil(x, rng, 0.6 * amount * (1 - adds))
+    for i, (lengths, radii, cover, opacities) in enumerate(
+        (
+            ((3, 9), (0.3, 0.5), 0.30, (0.1, 0.5)),
+            ((6, 20), (0.3, 0.6), 0.35, (0.15, 0.5)),
+            ((14, 50), (0.4, 0.9), 0.25, (0.2, 0.7)),
+            ((30, 100), (0.6, 2.0), 0.12, (0.2, 0.8)),
+        )
     ):
+        share = _uniform(x, rng, -0.1, 1).clamp(min=0.003) + 0.2 * adds
         layer = _particles(
             x,
             rng,
-            coverage=cover * (0.04 + 0.96 * amount) * _uniform(x, rng, -0.1, 1).clamp(min=0.003),
-            radius=scale * _uniform(x, rng, *radii),
-            length=scale * _uniform(x, rng, *lengths),
-            angle=slant + gusts * _uniform(x, rng, -1, 1),
+            coverage=cover * (drizzle + (1 - drizzle) * amount) * share,
+            radius=scale * _uniform(x, rng, *radii) * (1 - 0.4 * adds),
+            length=scale * _uniform(x, rng, *lengths) * (1 + 0.6 * adds),
+            angle=slant + gusts * _uniform(x, rng, -1, 1) + (cross if i % 2 else 0),
             softness=_log_uniform(x, rng, 0.6, 3.5),
         )
-        x = torch.lerp(x, light, layer * _uniform(x, rng, *opacities))
+        layer = layer * (strength * _uniform(x, rng, *opacities))
+        x = x + layer * (light - (1 - adds) * x)
     return _to_8_bits(x)
 
 
 def snow(x: Tensor, amount: Amount, rng: torch.Generator) -> Tensor:
-    """Falling snow, from a few flakes (amount 0) to a storm (1): from grains to flakes that are near
-    and out of focus, these more drawn out and more translucent, under a veil."""
+    """Falling snow, from a few flakes (amount 0) to a storm (1), in gusts: grains that melt into a
+    veil, ragged flakes, and near ones out of focus, these more translucent, some as discs with a
+    bright rim. All are drawn out by their fall, hardly or into long streaks, white, bluish or, in
+    the dark, dim."""
     amount = _per_image(amount, x)
     scale = _log_uniform(x, rng, 0.6, 1.7)
     slant = _uniform(x, rng, -1.2, 1.2)
-    speed = _uniform(x, rng, 0, 3)  # length of the trace in radii
-    white = _ambient(x, rng, _air_light(x, rng, 0.8, 1.0), 0.2)
-    x = _veil(x, rng, 0.5 * amount)
-    for radii, cover, blurs, opacities in (
-        ((0.4, 1.0), 0.10, (0.6, 1.0), (0.6, 1)),
-        ((1.0, 2.5), 0.09, (0.7, 1.3), (0.6, 1)),
-        ((2.5, 6.0), 0.07, (0.5, 1.5), (0.5, 1)),
-        ((6.0, 13.0), 0.07, (0.3, 1.5), (0.15, 0.7)),
+    speed = 14 * _uniform(x, rng, 0, 1) ** 3  # length of the trace in radii
+    many = (0.06 + 0.94 * amount) * _log_uniform(x, rng, 0.6, 2.4)
+    white = _ambient(x, rng, _air_light(x, rng, 0.75, 1.0, tint=0.04), 0.4)
+    gusts = torch.exp(_uniform(x, rng, 0, 4) * _clouds(x, rng, octaves=3))
+    gusts = gusts / gusts.mean((2, 3), keepdim=True)
+    x = _veil(x, rng, 0.5 * amount * gusts.clamp(max=1.6))
+    for radii, cover, blurs, opacities, cell in (
+        ((0.3, 1.0), 0.16, (0.6, 1.5), (0.2, 1), 1),
+        ((1.0, 2.5), 0.09, (0.7, 1.3), (0.5, 1), 2),
+        ((2.5, 6.0), 0.07, (0.4, 1.5), (0.4, 1), 4),
+        ((6.0, 15.0), 0.08, (0.3, 1.5), (0.15, 0.7), 8),
     ):
         radius = scale * _uniform(x, rng, *radii)
+        length = radius * speed * _uniform(x, rng, 0.5, 1)
+        compact = radius / (radius + length)
+        rim = compact * _uniform(x, rng, -1, 0.8).clamp(min=0) if cell > 2 else None
+        ragged = compact if rim is None else compact - rim
+        share = many * _uniform(x, rng, -0.1, 1).clamp(min=0.003)
         layer = _particles(
             x,
             rng,
-            coverage=cover * (0.06 + 0.94 * amount) * _uniform(x, rng, -0.1, 1).clamp(min=0.003),
+            coverage=cover * share * gusts,
             radius=radius,
-            length=radius * speed * _uniform(x, rng, 0.5, 1),
+            length=length,
             angle=slant + _uniform(x, rng, -0.3, 0.3),
             softness=(radius * _uniform(x, rng, *blurs)).clamp(min=0.8),
+            rim=rim,
         )
-        grain = torch.rand(layer.shape, generator=rng, device=x.device)
-        ragged = 0.55 + 0.9 * F.avg_pool2d(grain, 3, 1, 1, count_include_pad=False)
-        x = torch.lerp(x, white, (layer * ragged * _uniform(x, rng, *opacities)).clamp(0, 1))
+        if cell > 1:
+            layer = _warped(layer, rng, 0.4 * radius * ragged, cell)
+        layer = layer * (1 + (0.2 + 0.4 * ragged) * _smooth_noise(x, rng, 1, cell))
+        x = torch.lerp(x, white, (layer * _uniform(x, rng, *opacities)).clamp(0, 1))
     return _to_8_bits(x)
 
 

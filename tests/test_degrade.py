@@ -423,9 +423,60 @@ def test_streaks_are_sharp_and_blurred():
     assert rough.min() < 0.6 and rough.max() > 0.85
 
 
-def test_rain_takes_on_the_light_around_it():
-    dusk, day = (rain(flat(level, 40, 96), 1, seeded()).amax((2, 3)).mean() for level in (20, 150))
+@pytest.mark.parametrize("weather", [rain, snow])
+def test_rain_and_snow_take_on_the_light_around_them(weather):
+    dusk, day = (
+        weather(flat(level, 40, 96), 1, seeded()).amax((2, 3)).mean() for level in (20, 150)
+    )
     assert dusk < day - 0.03
+
+
+@pytest.mark.parametrize("amount", [0, 0.5, 1])
+def test_added_rain_only_brightens(amount, images, monkeypatch):
+    monkeypatch.setattr(module, "ADDED_SHARE", 1)
+    out = rain(images, amount, seeded())
+    assert (out - images).min() > -0.51 / 255 and out.mean() > images.mean()
+    monkeypatch.setattr(module, "_ambient", lambda x, rng, light, most: light)
+    dark, gray = (rain(flat(level, 8), amount, seeded()) for level in (0, 80))
+    error = gray - (dark + 80 / 255).clamp(max=1)
+    assert error.abs().max() < 1.1 / 255, "the same light whatever is behind it"
+
+
+def test_added_rain_is_as_heavy_as_the_test_sets_of_it(images, monkeypatch):
+    """Rain100L has about 27 dB, Rain100H 13."""
+    monkeypatch.setattr(module, "ADDED_SHARE", 1)
+    images = images.repeat(12, 1, 1, 1)
+    errors = [(rain(images, a, seeded()) - images).square().mean((1, 2, 3)) for a in (0, 0.3, 1)]
+    light, middle, heavy = (-10 * torch.log10(error.median()).item() for error in errors)
+    assert 29 < light < 37 and 22 < middle < 28 and 12 < heavy < 17
+
+
+def test_some_rain_is_added_and_some_covers():
+    """What is white stays white where light is added."""
+    white = flat(255, 300, 24)
+    added = (rain(white, 1, seeded()) == white).flatten(1).all(1)
+    assert_share(added.sum().item(), 300, module.ADDED_SHARE)
+
+
+def test_snow_is_of_many_kinds():
+    """Flakes or long streaks, thick or thin."""
+    snowfall = torch.cat([snow(flat(60, 20, 128), 0.7, seeded(i)) for i in range(3)])
+    ways = ((4, 4), (4, -4), (0, 5), (5, 0))
+    alike = torch.stack([likeness(snowfall, *way).mean(1) for way in ways])
+    drawn_out = alike.amax(0) - alike.amin(0)
+    assert drawn_out.min() < 0.1 and drawn_out.max() > 0.3
+    risen = snowfall.mean((1, 2, 3)) - 60 / 255
+    assert 0 < 5 * risen.min() < risen.max()
+
+
+def test_snow_comes_in_gusts(monkeypatch):
+    def unevenness():
+        blocks = F.avg_pool2d(snow(flat(60, 40, 128), 0.7, seeded()).mean(1), 32).flatten(1)
+        return blocks.std(1) / (blocks.mean(1) - 60 / 255)
+
+    gusty = unevenness().median()
+    monkeypatch.setattr(module, "_clouds", lambda x, rng, octaves: torch.zeros_like(x[:, :1]))
+    assert gusty > 1.5 * unevenness().median()
 
 
 def particles(coverage, radius, length, angle, softness, seeds=4):
@@ -457,6 +508,27 @@ def test_particles_are_drawn_out_along_the_angle(angle, along, athwart):
     field = particles(0.05, 1.0, 20.0, angle, 1.0, seeds=1)
     assert likeness(field, *along).mean() > 0.4
     assert likeness(field, *athwart).mean() < 0.1
+
+
+def test_discs_are_brightest_at_their_rim():
+    blank = torch.zeros(24, 3, 96, 80)
+    values = [torch.tensor(v).view(1, 1, 1, 1) for v in (0.02, 9.0, 0.0, 0.0, 1.0)]
+    for rim in (0.0, 0.7):
+        field = module._particles(blank, seeded(), *values, rim=torch.full((24, 1, 1, 1), rim))
+        discs = [image[image > 0.05 * image.max()] / image.max() for image in field]
+        typical = np.median([disc.median().item() for disc in discs if len(disc)])
+        assert (typical < 0.5) == (rim > 0)
+
+
+def test_warping_moves_pixels_by_about_as_much_as_told():
+    ramp = torch.linspace(0, 1, 101).expand(4, 1, 101, 101)
+    by = torch.tensor([0.0, 1.0, 2.0, 4.0]).view(4, 1, 1, 1)
+    for x in (ramp, ramp.mT):
+        moved = module._warped(x, seeded(), by, 4)
+        assert (moved[0] - x[0]).abs().max() < 1e-5
+        spreads = 100 * (moved - x)[..., 20:-20, 20:-20].std((1, 2, 3))
+        assert torch.allclose(spreads[1:], 0.75 * by.flatten()[1:], rtol=0.35)
+        assert moved.min() >= 0 and moved.max() <= 1
 
 
 # --- degrade ---
