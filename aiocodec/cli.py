@@ -36,14 +36,7 @@ from aiocodec.errors import (
     OutputError,
     out_of_memory,
 )
-from aiocodec.training.config import (
-    BEGINNINGS,
-    CPU_BATCH,
-    CPU_PATCHES,
-    CUDA_BATCH,
-    CUDA_PATCHES,
-    TrainConfig,
-)
+from aiocodec.training.config import ANNEALED_SHARE, TrainConfig
 
 if TYPE_CHECKING:
     from aiocodec.codec import Codec
@@ -786,92 +779,129 @@ def command_line() -> str:
     return shlex.join(["aic", *sys.argv[1:]])
 
 
-def sides(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """`--patches`: sides of training patches, multiples of 64, with commas between, growing."""
-    if text is None:
-        return None
-    try:
-        numbers = tuple(int(side) for side in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in BEGINNINGS or any(side <= 0 or side % STRIDE for side in numbers):
-        example = listed(CPU_PATCHES)
-        raise click.BadParameter(f"up to three multiples of {STRIDE}, as {example}", ctx, param)
-    return tuple(sorted(numbers))
+@cli.group(epilog=EPILOG)
+def train() -> None:
+    """Train models, on CPU cores or on CUDA.
+
+    \b
+    aic train run photographs/ --out runs/1
+    aic train anneal runs/1 photographs/ --out runs/1-annealed
+    aic train release runs/1-annealed weights/
+
+    A run goes on until it is interrupted, and from there when it is started again. What it has come to is
+    worth little before a branch of it, which leaves the run as it is, has been annealed.
+    """
 
 
-def listed(sides: tuple[int, ...]) -> str:
-    """Sides as `--patches` takes them."""
-    return ",".join(map(str, sides))
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-@cli.command(epilog=EPILOG)
-@click.argument(
-    "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in their order."""
+    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
+
+
+def multiple_of_stride(ctx: click.Context, param: click.Parameter, side: int | None) -> int | None:
+    """A callback that refuses other sides of patches."""
+    if side is not None and (side <= 0 or side % STRIDE):
+        raise click.BadParameter(f"a multiple of {STRIDE}", ctx, param)
+    return side
+
+
+variant_option = click.option(
+    "--variant", type=click.Choice(MODELS), default="nano", show_default=True
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of checkpoint, weights and log."
+batch_options = grouped(
+    click.option(
+        "--patches",
+        type=int,
+        metavar="SIDE",
+        callback=multiple_of_stride,
+        help="Side of the patches, a multiple of 64.  [default: grows with what was seen]",
+    ),
+    click.option("--batch", type=click.IntRange(1), help="Patches in a step."),
 )
-@click.option("--variant", type=click.Choice(MODELS), default="nano", show_default=True)
+training_options = grouped(
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="Folder of checkpoint, weights and log.",
+    ),
+    variant_option,
+    batch_options,
+    click.option(
+        "--depth-maps",
+        type=FOLDER,
+        help="NAME.png is the predicted depth of the photograph NAME: log of the distance, 255 farthest.",
+    ),
+    click.option(
+        "--scenes",
+        type=(FOLDER, FOLDER),
+        multiple=True,
+        metavar="PICTURES DEPTHS",
+        help="Clean NAME_gt.* or NAME_rgb.* and their measured NAME_depth.png; may be repeated.",
+    ),
+    click.option(
+        "--pairs",
+        type=FOLDER,
+        multiple=True,
+        help="NAME_in.* spoiled and NAME_gt.* clean; may be repeated.",
+    ),
+    click.option("--validation", type=FOLDER, help="Folder of clean images."),
+    click.option(
+        "--clean",
+        type=click.FloatRange(0, 1),
+        default=TrainConfig.clean,
+        show_default=True,
+        help="Share of the photographs that is not degraded.",
+    ),
+    click.option(
+        "--balance",
+        type=click.FloatRange(0, 1),
+        default=TrainConfig.balance,
+        show_default=True,
+        help="Weigh the loss by lambda to the power of -BALANCE.",
+    ),
+    click.option(
+        "--lr",
+        type=click.FloatRange(0, min_open=True),
+        default=TrainConfig.lr_matrix,
+        show_default=True,
+        help="Learning rate of the matrices.",
+    ),
+    click.option("--compile/--no-compile", default=TrainConfig.compile, help="Use torch.compile."),
+    click.option("--seed", type=int, default=TrainConfig.seed, show_default=True),
+    device_option,
+)
+
+
+def training_device(device: str) -> str:
+    """ "cpu" or "cuda", for `--device`."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("there is no CUDA device", param_hint="--device")
+    return device
+
+
+@train.command("run", epilog=EPILOG)
+@click.argument("photographs", type=FOLDER)
+@training_options
 @click.option(
-    "--minutes",
+    "--until",
     type=click.FloatRange(0, min_open=True),
-    default=TrainConfig.minutes,
-    show_default=True,
-    help="Budget of all runs into OUT together, by which the learning rate falls to zero.",
+    metavar="MEGAPIXELS",
+    help="Stop when so many have been shown in all.  [default: go on until interrupted]",
 )
 @click.option(
-    "--stop-after",
-    type=click.FloatRange(0, min_open=True),
-    metavar="MINUTES",
-    help="End this run early; the next one goes on.",
-)
-@click.option(
-    "--patches",
-    callback=sides,
-    metavar="SIDES",
-    help="Up to three sides, later ones later.  "
-    f"[default: {listed(CPU_PATCHES)}; on CUDA {listed(CUDA_PATCHES)}]",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(1),
-    help="Patches of the first side; fewer of larger ones.  "
-    f"[default: {CPU_BATCH}; on CUDA {CUDA_BATCH}]",
-)
-@click.option(
-    "--clean",
-    type=click.FloatRange(0, 1),
-    default=TrainConfig.clean,
-    show_default=True,
-    help="Share not degraded.",
-)
-@click.option(
-    "--balance",
-    type=click.FloatRange(0, 1),
-    default=TrainConfig.balance,
-    show_default=True,
-    help="Weigh the loss by lambda to the power of -BALANCE.",
-)
-@click.option(
-    "--lr",
-    type=click.FloatRange(0, min_open=True),
-    default=TrainConfig.lr_matrix,
-    show_default=True,
-    help="Learning rate of the matrices.",
-)
-@click.option("--compile/--no-compile", default=TrainConfig.compile, help="Use torch.compile.")
-@click.option("--seed", type=int, default=TrainConfig.seed, show_default=True)
-@click.option(
-    "--validation",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of clean images.",
-)
-@click.option(
-    "--pairs",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    "--grow",
+    type=(click.FloatRange(0), click.IntRange(1)),
     multiple=True,
-    help="Folder of NAME_in.* spoiled and NAME_gt.* clean; may be repeated.",
+    metavar="MEGAPIXELS BLOCKS",
+    help="From so many on, stages have so many blocks at most: --grow 0 2 --grow 200 4.",
 )
 @click.option("--pretrained", is_flag=True, help="Start from the released weights of the variant.")
 @click.option(
@@ -879,114 +909,134 @@ def listed(sides: tuple[int, ...]) -> str:
     type=click.Path(exists=True, path_type=Path),
     help="Start from the weights of another run: its folder or its checkpoint.",
 )
-@device_option
-@click.option(
-    "--release",
-    type=click.Path(path_type=Path),
-    help="Freeze the result into this folder of weights, as its default.",
-)
-@click.option(
-    "--preview",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Only write a sheet of degraded photographs of FOLDER, as PNG.",
-)
-@click.option("--benchmark", is_flag=True, help="Only measure how fast this machine trains.")
-def train(
-    folder: Path | None,
-    out: Path | None,
+def train_run(
+    photographs: Path,
+    out: Path,
     variant: str,
-    minutes: float,
-    stop_after: float | None,
-    patches: tuple[int, ...] | None,
+    patches: int | None,
     batch: int | None,
+    depth_maps: Path | None,
+    scenes: tuple[tuple[Path, Path], ...],
+    pairs: tuple[Path, ...],
+    validation: Path | None,
     clean: float,
     balance: float,
     lr: float,
     compile: bool,
     seed: int,
-    validation: Path | None,
-    pairs: tuple[Path, ...],
+    device: str,
+    until: float | None,
+    grow: tuple[tuple[float, int], ...],
     pretrained: bool,
     start: Path | None,
-    device: str,
-    release: Path | None,
-    preview: Path | None,
-    benchmark: bool,
 ) -> None:
-    """Train a model on the photographs of FOLDER, going on from OUT/checkpoint.pt where there is one.
-
-    Without FOLDER, only --release the weights that OUT has.
-    """
-    if preview is not None or benchmark:
-        if preview is not None and folder is None:
-            raise click.UsageError("--preview needs a FOLDER of photographs")
-    elif out is None:
-        raise click.UsageError("give a folder for --out")
-    elif folder is None and release is None:
-        raise click.UsageError("give a FOLDER to train on, or --release")
+    """Train a model on PHOTOGRAPHS at constant learning rates, without an end, going on from
+    OUT/checkpoint.pt where there is one."""
     if pretrained and start:
         raise click.UsageError("give --pretrained or --start, not both")
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter("there is no CUDA device", param_hint="--device")
+    depths = tuple(sorted({0.0: 99, **dict(grow)}.items()))
+    device = training_device(device)
     config = TrainConfig.for_device(
         device,
         patches,
         batch,
-        minutes=minutes,
+        depths=depths,
         lr_matrix=lr,
         balance=balance,
         clean=clean,
         compile=compile,
         seed=seed,
     )
-    if preview is not None:
-        assert folder is not None
-        write_preview(folder, preview, seed)
-    elif benchmark:
-        measure_training(variant, device, config.phase(0)[0], batch)
-    else:
-        assert out is not None
-        from aiocodec.model import deepen
-        from aiocodec.pretrained import Manifest
-        from aiocodec.training.checkpoint import load_weights
-        from aiocodec.training.loop import train as run
+    from aiocodec.pretrained import Manifest
+    from aiocodec.training.checkpoint import load_weights
+    from aiocodec.training.loop import train as run
 
-        if folder is not None:
-            model = load_weights(start) if start else None
-            if pretrained:
-                model = Manifest.read().load(variant).trainable()
-            if model is not None and model.config.name != variant:
-                raise click.UsageError(f"{start} holds {model.config.name}, not {variant}")
-            if model is not None and model.config != VARIANTS[variant]:
-                try:
-                    model = deepen(model, VARIANTS[variant])
-                except ValueError as fault:
-                    origin = start or "the released model"
-                    raise click.UsageError(f"{origin} is no shallower {variant}: {fault}") from None
-            run(
-                folder,
-                out,
-                variant,
-                config,
-                validation=validation,
-                pairs=pairs,
-                start=model,
-                device=device,
-                stop_minutes=stop_after or math.inf,
-                report=functools.partial(report_training, minutes=minutes),
-            )
-        if release is not None:
-            from aiocodec.training.release import release as write_release
-
-            frozen = write_release(load_weights(out, annealed=True), release)
-            say(f"released into {release}, entropy model {frozen.fingerprint.hex()}", err=True)
+    model = load_weights(start) if start else None
+    if pretrained:
+        model = Manifest.read().load(variant).trainable()
+    run(
+        photographs,
+        out,
+        variant,
+        config,
+        depths=depth_maps,
+        scenes=scenes,
+        pairs=pairs,
+        validation=validation,
+        start=model,
+        device=device,
+        until=until or math.inf,
+        report=report_training,
+    )
 
 
-def report_training(row: Row, minutes: float) -> None:
+@train.command("anneal", epilog=EPILOG)
+@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.argument("photographs", type=FOLDER)
+@training_options
+@click.option(
+    "--megapixels",
+    type=click.FloatRange(0, min_open=True),
+    help="Within which the learning rate falls to zero.  "
+    f"[default: {ANNEALED_SHARE:.0%} of what RUN has seen]",
+)
+def train_anneal(
+    run: Path,
+    photographs: Path,
+    out: Path,
+    variant: str,
+    patches: int | None,
+    batch: int | None,
+    depth_maps: Path | None,
+    scenes: tuple[tuple[Path, Path], ...],
+    pairs: tuple[Path, ...],
+    validation: Path | None,
+    clean: float,
+    balance: float,
+    lr: float,
+    compile: bool,
+    seed: int,
+    device: str,
+    megapixels: float | None,
+) -> None:
+    """Branch from RUN, running or stopped, into the folder OUT, and bring the learning rate to zero."""
+    device = training_device(device)
+    config = TrainConfig.for_device(
+        device, lr_matrix=lr, balance=balance, clean=clean, compile=compile, seed=seed
+    )
+    from aiocodec.training.loop import anneal
+
+    anneal(
+        run,
+        photographs,
+        out,
+        variant,
+        config,
+        megapixels,
+        side=patches,
+        batch=batch,
+        depths=depth_maps,
+        scenes=scenes,
+        pairs=pairs,
+        validation=validation,
+        device=device,
+        report=report_training,
+    )
+
+
+@train.command("release", epilog=EPILOG)
+@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path))
+def train_release(run: Path, weights: Path) -> None:
+    """Freeze an annealed RUN into the folder WEIGHTS, as its default model."""
+    from aiocodec.training.checkpoint import load_weights
+    from aiocodec.training.release import release
+
+    frozen = release(load_weights(run, annealed=True), weights)
+    say(f"released into {weights}, entropy model {frozen.fingerprint.hex()}", err=True)
+
+
+def report_training(row: Row) -> None:
     """Progress of the training loop, on stderr: one line that is written over on a terminal."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     if "validation" in row:
@@ -995,19 +1045,31 @@ def report_training(row: Row, minutes: float) -> None:
         say(*(f"  validation {json.dumps(point)}" for point in row["validation"]), err=True)
     elif "loss" in row:
         line = (
-            f"{row['minutes']:7.1f} of {minutes:g} min, step {row['step']}: loss {row['loss']:.3f}, "
-            f"{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB, {row['patches_per_second']:.1f} patches/s of "
-            f"{row['patch']}x{row['patch']}, learning rate {row['lr']:.0%}"
+            f"{row['megapixels']:9.1f} megapixels, step {row['step']}: loss {row['loss']:.3f}, "
+            f"{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB, {row['megapixels_per_second']:.3f} megapixels/s "
+            f"of {row['batch']} x {row['patch']}x{row['patch']}, learning rate {row['lr']:.0%}"
         )
         if terminal:
-            click.echo(f"\r{line:<110}", nl=False, err=True)
+            click.echo(f"\r{line:<118}", nl=False, err=True)
         else:
             say(line, err=True)
     elif "memory" in row:
         say(f"too little memory: batches of {row['batch']} from here on", err=True)
-    elif row.get("unreadable"):
-        names = row["unreadable"]
-        say(f"aic: {len(names)} images cannot be read and are left out, {names[0]} first", err=True)
+    elif row.get("left_out"):
+        names = row["left_out"]
+        say(
+            f"aic: {len(names)} files or pairs cannot be used and are left out: {names[0]}",
+            err=True,
+        )
+
+
+@train.command("preview", epilog=EPILOG)
+@click.argument("photographs", type=FOLDER)
+@click.argument("sheet", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--seed", type=int, default=TrainConfig.seed, show_default=True)
+def train_preview(photographs: Path, sheet: Path, seed: int) -> None:
+    """Write a contact SHEET of what training does to five of the first fifty PHOTOGRAPHS, as PNG."""
+    write_preview(photographs, sheet, seed)
 
 
 def write_preview(folder: Path, path: Path, seed: int) -> None:
@@ -1030,21 +1092,31 @@ def write_preview(folder: Path, path: Path, seed: int) -> None:
     Image.fromarray(sheet).save(path, format="PNG")
 
 
-def measure_training(variant: str, device: str, side: int, batch: int | None) -> None:
-    """A table of training speeds, on stdout."""
+@train.command("benchmark", epilog=EPILOG)
+@variant_option
+@batch_options
+@click.option(
+    "--blocks", type=click.IntRange(1), help="Of every stage at most, as `--grow` has them."
+)
+@device_option
+def train_benchmark(
+    variant: str, patches: int | None, batch: int | None, blocks: int | None, device: str
+) -> None:
+    """Measure how fast this machine trains."""
+    device = training_device(device)
     from aiocodec.training.benchmark import benchmark
 
     cuda = device == "cuda"
+    side = TrainConfig.for_device(device, patches).phase(0)[0]
     batches = (batch,) if batch else (16, 32, 64, 128) if cuda else (4, 8, 16)
+    config = VARIANTS[variant] if blocks is None else VARIANTS[variant].shallow(blocks)
     say(f"{variant} on {device}, patches of {side}x{side}")
-    say("batch compile patches/s  ms a step  compute floor  memory floor  share of the larger")
-    for row in benchmark(
-        VARIANTS[variant], device, side, batches, (False, True) if cuda else (False,)
-    ):
+    say("batch compile megapixels/s  ms a step  compute floor  memory floor  share of the larger")
+    for row in benchmark(config, device, side, batches, (False, True) if cuda else (False,)):
         say(
-            f"{row['batch']:5d} {'yes' if row['compile'] else 'no':>7} {row['patches_per_second']:9.1f}"
-            f" {row['ms']:10.1f} {row['compute_floor_ms']:14.1f} {row['memory_floor_ms']:13.1f}"
-            f" {row['share']:8.0%}"
+            f"{row['batch']:5d} {'yes' if row['compile'] else 'no':>7}"
+            f" {row['megapixels_per_second']:12.3f} {row['ms']:10.1f} {row['compute_floor_ms']:14.1f}"
+            f" {row['memory_floor_ms']:13.1f} {row['share']:8.0%}"
         )
 
 

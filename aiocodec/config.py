@@ -1,7 +1,7 @@
 """Limits, defaults, and the shape of every model. Standard library only: the command line starts
 without torch and still knows them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 DEFAULT_QUALITY = 50
@@ -85,6 +85,19 @@ class ModelConfig:
                 raise ValueError("strides of stages must double from each to the next")
             if not strides or strides[-1] not in (8, 16) or self.gain_stride not in strides:
                 raise ValueError("stages must end at stride 8 or 16 and include gain_stride")
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the deepest stage."""
+        return max(len(stage.blocks) for stage in self.analysis + self.synthesis)
+
+    def shallow(self, depth: int) -> "ModelConfig":
+        """The same with at most `depth` blocks in a stage, its first ones: what this grows from."""
+
+        def cut(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+            return tuple(replace(stage, blocks=stage.blocks[:depth]) for stage in stages)
+
+        return replace(self, analysis=cut(self.analysis), synthesis=cut(self.synthesis))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

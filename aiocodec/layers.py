@@ -39,7 +39,8 @@ class LayerNorm(nn.Module):
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Lets operations on x be computed as they are written, where training uses autocast."""
-    return torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext()
+    device = x.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def pointwise(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:

@@ -910,7 +910,7 @@ def test_info_of_many_files(folder: Path) -> None:
 
 def test_preview_of_the_degradations(folder: Path) -> None:
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
-        result = aic("train", ".", "--preview", name, "--seed", str(seed))
+        result = aic("train", "preview", ".", name, "--seed", str(seed))
         assert result.code == 0, result.error
         (folder / name).rename(folder.parent / name)
     a, b, c = ((folder.parent / f"{name}.png").read_bytes() for name in "abc")
@@ -921,16 +921,28 @@ def test_preview_of_the_degradations(folder: Path) -> None:
         assert sheet.format == "PNG"
         assert sheet.width >= 5 * 320
     (folder / "empty").mkdir()
-    result = aic("train", "empty", "--preview", "d.png")
+    result = aic("train", "preview", "empty", "d.png")
     assert result.code == 3 and "no images" in result.error
 
 
 def test_training_refuses_what_it_cannot_use(folder: Path) -> None:
     (folder / "run").mkdir()
     (folder / "run/checkpoint.pt").write_bytes(b"nonsense")
-    for args in (("train", ".", "--out", "run"), ("train", "--out", "run", "--release", "weights")):
-        result = aic(*args)
+    for args in (
+        ("run", ".", "--out", "run"),
+        ("anneal", "run", ".", "--out", "branch"),
+        ("release", "run", "weights"),
+    ):
+        result = aic("train", *args)
         assert result.code == 9 and "damaged" in result.error
-    result = aic("train", "--out", "nowhere", "--release", "weights")
+    assert [path.name for path in (folder / "run").iterdir()] == ["checkpoint.pt"]
+    (folder / "nothing").mkdir()
+    result = aic("train", "release", "nothing", "weights")
     assert result.code == 9 and "no weights" in result.error
-    assert not (folder / "weights").exists()
+    result = aic("train", "run", ".", "--out", "other", "--patches", "100")
+    assert result.code == 2 and "multiple of 64" in result.error
+    result = aic("train", "run", "nothing", "--out", "other")
+    assert result.code == 3 and "no images" in result.error
+    result = aic("train", "run", ".", "--out", "other", "--pairs", "nothing")
+    assert result.code == 3 and "no pairs" in result.error
+    assert not {"weights", "branch", "other"} & {path.name for path in folder.iterdir()}

@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from aiocodec.config import ModelConfig
+from aiocodec.degrade import degrade
 from aiocodec.errors import out_of_memory
 from aiocodec.model import Model, complexity
 from aiocodec.training.config import TrainConfig
-from aiocodec.training.run import Run, compile_parts, rate_distortion
+from aiocodec.training.run import Run, compile_parts, prepare, rate_distortion
 
 
 class _Traffic(TorchDispatchMode):
@@ -79,9 +80,10 @@ def benchmark(
     compiled: tuple[bool, ...] = (False,),
     seconds: float = 8.0,
 ) -> Iterator[dict[str, Any]]:
-    """One row per way to train on patches of `side`: patches per second of whole steps (batch of
+    """One row per way to train on patches of `side`: megapixels per second of whole steps (batch of
     random pixels, degradation, both passes, optimisers), milliseconds, the floors of a step, and
     the share of the larger one that is reached. A batch that does not fit ends a series."""
+    prepare()
     peak = machine(device)
     for compile in compiled:
         for count in batches:
@@ -119,11 +121,15 @@ def _measure(
     if compile:
         torch.compiler.reset()
         compile_parts(run.model)
-    step = statistics.mean(_seconds(lambda: run.update(clean, rng), device, seconds))
+
+    def update() -> None:
+        run.update(clean, degrade(clean, rng, run.config.clean))
+
+    step = statistics.mean(_seconds(update, device, seconds))
     forward = 2 * count * sum(complexity(config, side, side).macs.values())
     floors = (3 * forward / peak["flops"], traffic.bytes / peak["bandwidth"])
     return {
-        "patches_per_second": round(count / step, 2),
+        "megapixels_per_second": round(count * side**2 / step / 1e6, 4),
         "ms": round(1000 * step, 1),
         "compute_floor_ms": round(1000 * floors[0], 1),
         "memory_floor_ms": round(1000 * floors[1], 1),

@@ -17,11 +17,12 @@ from torch import Tensor
 from aiocodec.config import ModelConfig
 from aiocodec.errors import Diverged, TrainingError
 from aiocodec.model import Model
+from aiocodec.training.config import TrainConfig
 from aiocodec.training.run import Run
 from aiocodec.transforms import Transforms
 
 PART_BYTES = 14 << 20  # of tensors in a file, so that each can travel where large files cannot
-_COUNTERS = ("step", "usual_norm", "seconds", "patches", "pixels")  # of a run, in its checkpoint
+_COUNTERS = ("step", "usual_norm", "seconds", "pixels")  # of a run, in its checkpoint
 
 
 def write_shards(
@@ -74,32 +75,74 @@ def save_checkpoint(run: Run, path: Path) -> None:
         "average": run.average.state_dict(),
         "optimisers": [optimiser.state_dict() for optimiser in run.optimisers],
         "counters": {key: getattr(run, key) for key in _COUNTERS},
+        "random": (run.rng.device.type, run.rng.get_state(), _torch_random(run.rng.device)),
     }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     os.replace(temporary, path)
 
 
-def load_checkpoint(run: Run, path: Path) -> None:
-    """Have a run go on from a checkpoint, on its own device and by its own config; TrainingError
-    for one of another model, or damaged."""
-    state = _read_checkpoint(path, next(run.model.parameters()).device)
-    if ModelConfig.from_dict(state["model_config"]) != run.model.config:
+def load_run(
+    path: Path, variant: ModelConfig, config: TrainConfig, device: str, branch: bool = False
+) -> Run:
+    """A run that goes on from a checkpoint, by its own config, and on the same kind of device as if it had
+    not stopped; with `branch` it leaves the run of the checkpoint, so that it may be annealed where that
+    was not.
+
+    Raises TrainingError for a damaged checkpoint, for one of another network than `variant` or a
+    shallower form of it, and for one of a branch that is to go on as a run without an end, or the
+    other way round.
+    """
+    state = _read_checkpoint(path, device)
+    shape = ModelConfig.from_dict(state["model_config"])
+    if shape != variant.shallow(shape.depth):
         raise TrainingError(f"{path} is a checkpoint of another model")
-    run.model.load_state_dict(state["model"])
-    run.average.load_state_dict(state["average"])
-    for optimiser, saved in zip(run.optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
-        for group in optimiser.param_groups:
-            if "fused" in group:  # as this device has it, not that of the checkpoint
-                group["fused"] = group["params"][0].is_cuda
+    annealed = state["train_config"].get("anneal") is not None
+    if annealed and branch:
+        raise TrainingError(f"{path} is that of a branch, which is annealed already")
+    if not branch and annealed != (config.anneal is not None):
+        kinds = ("a run without an end", "an annealed branch")
+        raise TrainingError(f"{path} is that of {kinds[annealed]}, not of {kinds[not annealed]}")
+    run = Run.create(Model(shape).to(device), config)
+    try:
+        run.model.load_state_dict(state["model"])
+        run.average.load_state_dict(state["average"])
+        for optimiser, saved in zip(run.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+            for group in optimiser.param_groups:
+                if "fused" in group:  # as this device has it, not that of the checkpoint
+                    group["fused"] = group["params"][0].is_cuda
+    except (RuntimeError, ValueError):
+        raise TrainingError(f"the weights in {path} are those of another network") from None
     for key in _COUNTERS:
         setattr(run, key, state["counters"][key])
+    run.seed()
+    kind, generator, of_torch = state.get("random", (None, None, None))
+    if kind == run.rng.device.type and not branch:
+        run.rng.set_state(generator.cpu())
+        _torch_random(run.rng.device, of_torch.cpu())
+    return run
+
+
+def _torch_random(device: torch.device, state: Tensor | None = None) -> Tensor:
+    """The state of torch's own generator for a device, after it was set to `state` where one is given."""
+    cuda = device.type == "cuda"
+    if state is not None:
+        torch.cuda.set_rng_state(state, device) if cuda else torch.set_rng_state(state)
+    return torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+
+
+def history(path: Path) -> tuple[float, tuple[float, float] | None]:
+    """The megapixels that the run of a checkpoint has been shown, and where it is annealed, if it is
+    (see `TrainConfig.anneal`). TrainingError for a checkpoint that is damaged or not there."""
+    state = _read_checkpoint(path)
+    anneal = state["train_config"].get("anneal")
+    return state["counters"]["pixels"] / 1e6, anneal and tuple(anneal)
 
 
 def save_weights(model: Model, folder: Path, progress: float = 1.0) -> list[Path]:
     """Write all weights of a model as `weights-N.safetensors`, the transforms in float16, the
-    entropy model, which is yet to be frozen, in float32. `progress` is that of the run, in
+    entropy model, which is yet to be frozen, in float32. `progress` is that of the annealing, in
     0..1."""
     tensors = {f"transforms.{k}": v for k, v in stored(model.transforms).items()}
     tensors |= {f"entropy.{k}": v.detach().cpu() for k, v in model.entropy.state_dict().items()}
@@ -121,19 +164,20 @@ def load_weights(source: Path, annealed: bool = False) -> Model:
     where the folder has no checkpoint, from the weights-N.safetensors in it.
 
     Raises TrainingError where there are none, or not all, where they are damaged or those of a
-    network that this version does not build, and with `annealed` where the run has not come to its
-    end.
+    network that this version does not build, and with `annealed` where they are not those of a branch
+    that has come to its end.
     """
     checkpoint = source / "checkpoint.pt" if source.is_dir() else source
     if checkpoint.exists():
         state = _read_checkpoint(checkpoint)
         config, tensors = state["model_config"], state["average"]
-        progress = state["counters"]["seconds"] / (60 * state["train_config"]["minutes"])
+        seen, span = history(checkpoint)
+        progress = (seen - span[0]) / (span[1] - span[0]) if span else 0.0
     else:
         config, tensors, progress = _read_parts(source)
     if annealed and progress < 1:
         raise TrainingError(
-            f"the run in {source} is at {progress:.0%}, its learning rate not yet zero"
+            f"the annealing of {source} is at {progress:.0%}: first `aic train anneal` a branch of it"
         )
     model = Model(ModelConfig.from_dict(config))
     try:

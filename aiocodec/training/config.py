@@ -1,39 +1,39 @@
 """How to train: every default of training is stated here, for the command line too.
 
-This needs nothing but the standard library, so that `aic train --help` starts at once.
+This needs nothing but the standard library, so that `aic train run --help` starts at once.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiocodec.config import STRIDE
 
-BEGINNINGS = {1: (0.0,), 2: (0.0, 0.7), 3: (0.0, 0.6, 0.85)}
-# by the number of sides: the shares of the budget at which each side begins
-CPU_PATCHES, CPU_BATCH = (128, 192, 256), 8  # for two cores
-CUDA_PATCHES, CUDA_BATCH = (256, 320, 384), 32
-
 Phases = tuple[tuple[float, int, int], ...]
+"""(megapixels seen from which on it holds, side of the patches in pixels, patches in a batch)."""
 
-
-def phases(sides: tuple[int, ...], batch: int) -> Phases:
-    """(share of the budget at which it begins, patch side in pixels, batch) for one to three
-    growing sides; `batch` is that of the first, and later ones have about as many pixels in
-    theirs."""
-    return tuple(
-        (beginning, side, max(1, batch * sides[0] ** 2 // side**2))
-        for beginning, side in zip(BEGINNINGS[len(sides)], sides, strict=True)
-    )
+# Small batches come first, where steps are worth more than their precision; larger ones and larger
+# patches later, where the cost of the optimiser, which is per step, is spread over more pixels.
+PHASES: dict[str, Phases] = {
+    "cpu": ((0.0, 128, 8), (400.0, 192, 6), (2000.0, 256, 6)),
+    "cuda": ((0.0, 256, 32), (20000.0, 320, 32)),
+}
+ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
+ANNEALED_SHARE = 0.2  # of what a run has seen, for the branch that ends it
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the defaults are for two CPU cores. ValueError for sides of patches that are
-    not multiples of 64."""
+    """How to train; the defaults are for CPU cores. ValueError for sides of patches that are not
+    multiples of 64, for phases that do not begin at 0, and for a branch that ends before it begins."""
 
-    minutes: float = 30.0  # wall-clock budget of the optimisation, validation not counted
-    phases: Phases = phases(CPU_PATCHES, CPU_BATCH)
+    phases: Phases = PHASES["cpu"]
+    depths: tuple[tuple[float, int], ...] = ((0.0, 99),)
+    """(megapixels from which on it holds, blocks that a stage has at most): a run may begin shallow
+    and deepen, each new block beginning as the identity."""
+    anneal: tuple[float, float] | None = None
+    """The megapixels at which the rates begin to fall and at which they are zero; without it they stay
+    as they are and the run has no end."""
     lr_matrix: float = 3e-3  # of Muon, for the matrices
     warmup: int = 100  # steps
     clip: float = 1.0  # gradient norm
@@ -42,42 +42,63 @@ class TrainConfig:
     balance: float = 0.1  # weights the loss by lmbda ** -balance, so that high rates rule less
     clean: float = 0.45  # probability of a photograph without degradation
     pairs: float = 0.15  # share of the patches that come from pairs, where there are any
+    scenes: float = 0.05  # share that is made hazy by measured depth, where there is any
     compile: bool = False  # the transforms and the entropy model, by torch.compile
     seed: int = 0
     report_seconds: float = 20.0
-    checkpoint_seconds: float = 60.0
-    validate_minutes: float = 20.0
+    checkpoint_seconds: float = 30.0
+    validate_megapixels: float = 300.0
 
     def __post_init__(self) -> None:
         if any(side % STRIDE for _, side, _ in self.phases):
             raise ValueError(f"patch sides must be multiples of {STRIDE}")
+        if self.phases[0][0] != 0 or self.depths[0][0] != 0:
+            raise ValueError("the first phase and the first depth hold from 0 megapixels on")
+        if self.anneal is not None and not self.anneal[0] < self.anneal[1]:
+            raise ValueError("a branch must end after its beginning")
 
     @classmethod
     def for_device(
-        cls,
-        device: str,
-        sides: tuple[int, ...] | None = None,
-        batch: int | None = None,
-        **fields: Any,
+        cls, device: str, side: int | None = None, batch: int | None = None, **fields: Any
     ) -> "TrainConfig":
-        """The config for a device, "cpu" or "cuda": patches of its sides and its batch, where none
-        are given (see `phases`), and other fields as given."""
-        usual = (CUDA_PATCHES, CUDA_BATCH) if device == "cuda" else (CPU_PATCHES, CPU_BATCH)
-        return cls(phases=phases(sides or usual[0], batch or usual[1]), **fields)
+        """The config for a device, "cpu" or "cuda": its phases, or a single one where a side or a
+        batch is given, and other fields as given."""
+        phases = PHASES[device]
+        if side or batch:
+            phases = ((0.0, side or phases[0][1], batch or phases[0][2]),)
+        return cls(phases=phases, **fields)
+
+    def annealed(
+        self, device: str, seen: float, megapixels: float, side: int | None, batch: int | None
+    ) -> "TrainConfig":
+        """This config for a branch that leaves a run after `seen` megapixels and brings the rates to
+        zero within so many more; on the larger patches of ANNEALING unless others are given."""
+        usual = ANNEALING[device]
+        phase = (0.0, side or usual[0], batch or usual[1])
+        return replace(self, phases=(phase,), anneal=(seen, seen + megapixels))
 
     @property
     def lr_other(self) -> float:
         """The learning rate of AdamW, for everything but the matrices."""
         return self.lr_matrix / 5
 
-    def phase(self, progress: float) -> tuple[int, int]:
-        """Patch side and batch at a share of the budget."""
-        _, side, count = [phase for phase in self.phases if phase[0] <= progress][-1]
+    def phase(self, megapixels: float) -> tuple[int, int]:
+        """Patch side and batch after so many megapixels."""
+        _, side, count = [phase for phase in self.phases if phase[0] <= megapixels][-1]
         return side, count
 
-    def lr_factor(self, step: int, progress: float) -> float:
-        """Linear warm-up, constant to half of the budget, then a cosine to zero."""
-        factor = min(1.0, (step + 1) / self.warmup)
-        if progress > 0.5:
-            factor *= 0.5 + 0.5 * math.cos(math.pi * (2 * progress - 1))
-        return factor
+    def depth(self, megapixels: float) -> int:
+        """Blocks that a stage has at most after so many megapixels."""
+        return [depth for start, depth in self.depths if start <= megapixels][-1]
+
+    def lr_factor(self, step: int, megapixels: float) -> float:
+        """Linear warm-up, then constant; in a branch 1 - sqrt to zero (Hägele et al., "Scaling laws and
+        compute-optimal training beyond fixed training durations", 2024)."""
+        return min(1.0, (step + 1) / self.warmup) * (1 - math.sqrt(self.progress(megapixels)))
+
+    def progress(self, megapixels: float) -> float:
+        """The share of a branch that is done, 0..1; 0 for a run without an end."""
+        if self.anneal is None:
+            return 0.0
+        begin, end = self.anneal
+        return min(1.0, max(0.0, (megapixels - begin) / (end - begin)))

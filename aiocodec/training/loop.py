@@ -1,16 +1,18 @@
-"""The training loop, within a budget of minutes.
+"""The training loop: a run without an end, and the branches that end it.
 
-Both learning rates stay constant for the first half of the budget and fall to zero over the second.
-An un-annealed network swings by decibels and is never released.
+The learning rates of a run stay as they are, so it can go on for ever, over many sittings; a network of
+such rates swings by decibels. A branch leaves the run, which does not notice, and brings the rates to
+zero: `anneal`. What it ends with is what is validated and released. Progress counts in megapixels shown,
+whatever the machine is worth.
 
 A run writes into its folder
 
-    checkpoint.pt               everything needed to go on, at least every minute
+    checkpoint.pt               everything needed to go on, at least every half minute
     weights-0.safetensors, ...  the averaged weights, at every validation and at the end
     log.jsonl                   one object per report: loss, speed, validation
-    rd.png                      the validation curves (where matplotlib is installed)
+    rd.png, progress.png        the validation curves, and PSNR over megapixels (with matplotlib)
 
-and imports no entropy coder. Killing it loses a minute at most, interrupting it nothing.
+and imports no entropy coder. Killing it loses half a minute, interrupting it nothing.
 """
 
 import json
@@ -24,18 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from aiocodec.config import STRIDE, VARIANTS
-from aiocodec.errors import Diverged, ImageError, out_of_memory
+from aiocodec.errors import Diverged, ImageError, TrainingError, out_of_memory
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import Model
-from aiocodec.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from aiocodec.training.config import TrainConfig
-from aiocodec.training.data import Pairs, Photographs
-from aiocodec.training.run import Run, compile_parts
+from aiocodec.training.checkpoint import history, load_run, save_checkpoint, save_weights
+from aiocodec.training.config import ANNEALED_SHARE, TrainConfig
+from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
+from aiocodec.training.run import Run, compile_parts, prepare
 from aiocodec.training.validate import plot, validate, validate_pairs
 
+BRIEFLY = 8  # of the validation, every so many pictures are looked at while a run goes on
 SKIPS = 20  # skipped steps in a row after which a run has diverged
 
 
@@ -62,82 +64,75 @@ class _Signals:
             signal.raise_signal(self.caught[0])
 
 
-def _draw(
-    images: Photographs,
-    weather: Sequence[Pairs],
-    count: int,
-    side: int,
-    rng: torch.Generator,
-    share: float,
-) -> tuple[Tensor, Tensor | None]:
-    """A batch of clean patches, and the spoiled ones of its last, which come from pairs; the first
-    is always from `images`."""
-    parts, spoiled, left = [], [], count - 1
-    for pairs in weather:
-        chance = torch.rand((), generator=rng, device=rng.device).item()
-        given = min(left, int(share * count / len(weather) + chance))
-        left -= given
-        if given:
-            patches, targets = pairs.batch(given, side, rng)
-            parts.append(targets)
-            spoiled.append(patches)
-    parts.insert(0, images.batch(left + 1, side, rng))
-    clean = torch.cat(parts).contiguous(memory_format=torch.channels_last)
-    return clean, torch.cat(spoiled) if spoiled else None
-
-
 def train(
-    folder: Path,
+    photographs: Path,
     output: Path,
     variant: str = "nano",
     config: TrainConfig | None = None,
     *,
+    depths: Path | None = None,
+    scenes: Sequence[tuple[Path, Path]] = (),
     pairs: Sequence[Path] = (),
     validation: Path | None = None,
     start: Model | None = None,
+    branch_of: Path | None = None,
     device: str = "cpu",
-    stop_minutes: float = math.inf,
+    until: float = math.inf,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Run:
-    """Train on the photographs of `folder` until the budget is spent, going on from
-    `output/checkpoint.pt` where there is one, else from `start`, else from scratch.
+    """Train until a branch is annealed, or `until` so many megapixels have been shown, going on from
+    `output/checkpoint.pt` where there is one, else from the checkpoint `branch_of`, else from `start`,
+    a shallower form of the variant perhaps, else from scratch.
 
-    With `stop_minutes` this call ends after so many minutes of optimisation, whatever is left of
-    the budget, by which the learning rate goes. Of the folders `pairs` (see `data.Pairs`) a share
-    of the patches is drawn, the same number from each; what they hold back is validated besides
-    the images of the folder `validation`, where there is one. `report` gets every row of the log.
+    `photographs`, `depths`, `scenes` and `pairs` are those of `data.Mixture`; the images of the folder
+    `validation`, where there is one, are validated, and with them the pairs that are held out. `report`
+    gets every row of the log.
 
     Raises ImageError for a folder without images of the size of the patches, LimitError where not
     even one patch fits into memory, Diverged after twenty skipped steps in a row, TrainingError
-    for a checkpoint of another model; the last checkpoint stays good. SIGINT and SIGTERM during a
-    step take effect after it, with a checkpoint.
+    for a checkpoint that does not fit (see `load_run`), before anything is written; the last
+    checkpoint stays good. SIGINT and SIGTERM during a step take effect after it, with a checkpoint.
     """
     config = config or TrainConfig()
-    output.mkdir(parents=True, exist_ok=True)
-    torch.set_flush_denormal(True)
-    torch.manual_seed(config.seed)
-    model = start if start is not None else Model(VARIANTS[variant])
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run.create(model.requires_grad_(True).train(), config)
+    shape = VARIANTS[variant]
+    prepare()
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
-        load_checkpoint(run, checkpoint)
-    images = Photographs.load(folder, device)
-    held_out = Photographs.load(validation, device) if validation else None
-    weather = [Pairs.load(folder, device) for folder in pairs]
-    held_pairs = {folder.name: Pairs.load(folder, device, held_out=True) for folder in pairs}
-    left_out = [why for some in (*weather, *held_pairs.values()) for why in some.left_out]
+        run = load_run(checkpoint, shape, config, device)
+    elif branch_of is not None:
+        run = load_run(branch_of, shape, config, device, branch=True)
+    else:
+        torch.manual_seed(config.seed)
+        model = start if start is not None else Model(shape.shallow(config.depth(0)))
+        if model.config != shape.shallow(model.config.depth):
+            raise TrainingError(
+                f"training cannot start from {model.config.name}, it is no {variant}"
+            )
+        run = Run.create(model.to(device), config)
+    mixture = Mixture.load(photographs, device, depths, scenes, pairs)
+    held = Photographs.load(validation, device) if validation else None
+    unseen = {
+        folder.name: Pairs.load(folder, device, unseen=True)
+        for folder in pairs
+        if held is not None and held_out(folder)
+    }
+    sources: list[Mixture | Photographs | Pairs] = [mixture]
+    if held is not None:
+        sources += [held, *unseen.values()]
     largest = max(side for _, side, _ in config.phases)
-    if largest > images.largest:
+    if largest > mixture.photographs.largest:
         raise ImageError(f"no training image is {largest} pixels wide and high")
-    if held_out is not None and bool((held_out.sides < STRIDE).any()):
+    if held is not None and bool((held.sides < STRIDE).any()):
         raise ImageError(f"an image of {validation} is less than {STRIDE} pixels wide or high")
-    if config.compile:
-        compile_parts(model)
-    rng = torch.Generator(device).manual_seed(config.seed + 1 + run.step)
+    output.mkdir(parents=True, exist_ok=True)
 
     def log(row: dict[str, Any]) -> None:
-        row = {"step": run.step, "minutes": round(run.seconds / 60, 2), **row}
+        row = {
+            "step": run.step,
+            "megapixels": round(run.megapixels, 1),
+            "minutes": round(run.seconds / 60, 2),
+            **row,
+        }
         with (output / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         report(row)
@@ -145,41 +140,51 @@ def train(
     def examine(every: int) -> None:
         """Write the averaged weights, and validate them."""
         save_weights(run.average, output, run.progress)
-        if held_out is not None:
-            rows = validate(run.average, held_out, every=every)
-            for name, held in held_pairs.items():
-                rows += validate_pairs(run.average, held, f"{name} pairs", every=every)
+        if held is not None:
+            rows = validate(run.average, held, every=every)
+            for name, some in unseen.items():
+                rows += validate_pairs(run.average, some, f"{name} pairs", every=every)
             log({"validation": rows})
-            plot(output / "log.jsonl", output / "rd.png")
+            plot(output / "log.jsonl", output)
+
+    def deepen_if_due() -> None:
+        goal = shape.shallow(max(run.model.config.depth, config.depth(run.megapixels)))
+        if goal != run.model.config:
+            run.grow(goal)
+            log({"deepened": goal.to_dict()})
+            if config.compile:
+                compile_parts(run.model)
 
     log(
         {
-            "images": len(images),
-            "megapixels": round(images.megapixels, 1),
-            "pairs": sum(map(len, weather)),
-            "unreadable": [*images.unreadable, *left_out],
+            "images": len(mixture.photographs),
+            "image_megapixels": round(mixture.photographs.megapixels, 1),
+            "scenes": sum(map(len, mixture.scenes)),
+            "pairs": sum(map(len, mixture.pairs)),
+            "left_out": [why for source in sources for why in source.left_out],
             "device": device,
-            "model": model.config.to_dict(),
+            "model": run.model.config.to_dict(),
             "config": asdict(config),
         }
     )
-    skipped, recent, seen = 0, [], run.patches
-    end = run.seconds + 60 * stop_minutes
-    validated = run.seconds
+    if config.compile:
+        compile_parts(run.model)
+    skipped, skips, recent, seen = 0, 0, [], run.pixels
+    validated = run.megapixels
     reported = saved = clock = time.monotonic()
-    while run.progress < 1 and run.seconds < end:
+    while run.progress < 1 and run.megapixels < until:
+        deepen_if_due()
         side, count = run.patch()
         with _Signals() as signals:
-            clean, spoiled = _draw(images, weather, count, side, rng, config.pairs)
             fits, result = True, None
             try:
-                result = run.update(clean, rng, spoiled)
+                result = run.update(*mixture.batch(count, side, run.rng, config))
             except (RuntimeError, MemoryError) as fault:
                 if not out_of_memory(fault):
                     raise
                 fits = False
             if not fits:  # out of the handler, which holds on to what the step had taken
-                run.shrink(clean)
+                run.shrink(count, side)
                 log({"memory": "too little", "batch": run.patch()[1]})
                 continue
             now = time.monotonic()
@@ -188,7 +193,7 @@ def train(
                 save_checkpoint(run, checkpoint)
                 saved = now
         if result is None:
-            skipped += 1
+            skipped, skips = skipped + 1, skips + 1
             if skipped == SKIPS:
                 raise Diverged(f"the loss is not finite, or exploded, at step {run.step}")
             continue
@@ -201,19 +206,49 @@ def train(
                     "loss": round(loss, 4),
                     "bpp": round(bpp, 4),
                     "psnr": round(psnr_from_mse(mse), 2),
-                    "lr": round(config.lr_factor(run.step, run.progress), 3),
+                    "lr": round(config.lr_factor(run.step, run.megapixels), 3),
                     "patch": side,
                     "batch": count,
-                    "patches_per_second": round((run.patches - seen) / (now - reported), 2),
+                    "skipped": skips,
+                    "megapixels_per_second": round((run.pixels - seen) / 1e6 / (now - reported), 4),
                 }
             )
-            recent, reported, seen = [], now, run.patches
-        if run.seconds - validated >= 60 * config.validate_minutes and run.progress < 1:
+            recent, skips, reported, seen = [], 0, now, run.pixels
+        if run.megapixels - validated >= config.validate_megapixels and run.progress < 1:
             save_checkpoint(run, checkpoint)
-            examine(every=max(1, len(held_out or ()) // 8))
-            validated = run.seconds
+            examine(every=BRIEFLY)
+            validated = run.megapixels
             reported = saved = clock = time.monotonic()
-            seen = run.patches
+            seen = run.pixels
     save_checkpoint(run, checkpoint)
-    examine(every=1)
+    examine(every=BRIEFLY if config.anneal is None else 1)
     return run
+
+
+def anneal(
+    run: Path,
+    photographs: Path,
+    output: Path,
+    variant: str = "nano",
+    config: TrainConfig | None = None,
+    megapixels: float | None = None,
+    *,
+    side: int | None = None,
+    batch: int | None = None,
+    device: str = "cpu",
+    **data: Any,
+) -> Run:
+    """Branch from a run, in its folder `run` and running or stopped, into the folder `output`, and bring
+    the rates to zero within so many megapixels, ANNEALED_SHARE of what the run has seen unless given.
+    A branch that was interrupted goes on, to the end that it had. Other arguments and errors are those
+    of `train`; TrainingError too where there is no run, or its own folder is given for the output."""
+    config = config or TrainConfig.for_device(device)
+    source = run / "checkpoint.pt" if run.is_dir() else run
+    if output.resolve() == source.parent.resolve():
+        raise TrainingError(f"a branch of {run} needs a folder of its own")
+    own = output / "checkpoint.pt"
+    seen, begun = history(own if own.exists() else source)
+    if own.exists() and begun is not None:
+        seen, megapixels = begun[0], begun[1] - begun[0]
+    config = config.annealed(device, seen, megapixels or ANNEALED_SHARE * seen, side, batch)
+    return train(photographs, output, variant, config, branch_of=source, device=device, **data)

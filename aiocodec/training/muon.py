@@ -12,11 +12,15 @@ from torch import Tensor, nn
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is orthogonalised by five Newton-Schulz iterations (Jordan et al. 2024).
 
+    Only every `every`-th of the matrices moves in a step, in turns and `every` times as far: the
+    momentum of 20 steps hardly turns in between, and orthogonalising costs per matrix, not per pixel.
     Matrices of equal shape are orthogonalised together.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, every: int = 2
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "every": every, "turn": 0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -30,12 +34,15 @@ class Muon(torch.optim.Optimizer):
             beta = group["momentum"]
             torch._foreach_lerp_(momenta, grads, 1 - beta)
             updates = torch._foreach_lerp(grads, momenta, beta)
+            shapes = [(p.shape[0], p[0].numel()) for p in params]
             by_shape: dict[tuple[int, int], list[int]] = {}
-            for i, p in enumerate(params):
-                by_shape.setdefault((p.shape[0], p[0].numel()), []).append(i)
+            for place, i in enumerate(sorted(range(len(params)), key=lambda i: shapes[i])):
+                if place % group["every"] == group["turn"]:
+                    by_shape.setdefault(shapes[i], []).append(i)
+            group["turn"] = (group["turn"] + 1) % group["every"]
             for (rows, columns), members in by_shape.items():
                 steps = orthogonalise(torch.stack([updates[i].flatten(1) for i in members]))
-                scale = -group["lr"] * math.sqrt(max(1.0, rows / columns))
+                scale = -group["lr"] * group["every"] * math.sqrt(max(1.0, rows / columns))
                 torch._foreach_add_(
                     [params[i] for i in members],
                     [s.view(params[i].shape) for i, s in zip(members, steps, strict=True)],

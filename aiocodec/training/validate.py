@@ -84,27 +84,38 @@ def _curve(
     return rows
 
 
-def plot(log: Path, image: Path) -> bool:
-    """Draw the validations of a log as RD curves, the newest boldly; False without matplotlib."""
+def plot(log: Path, folder: Path) -> bool:
+    """Draw the validations of a log: rd.png, the RD curves with the newest boldly, and progress.png, PSNR
+    at each quality over the megapixels shown, by degradation; False without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
     rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    validations = [row["validation"] for row in rows if "validation" in row]
-    names = list(dict.fromkeys(p["degradation"] for points in validations for p in points))
+    rows = [row for row in rows if "validation" in row]
+    names = list(dict.fromkeys(p["degradation"] for row in rows for p in row["validation"]))
     columns = min(4, max(1, len(names)))
     lines = -(-max(1, len(names)) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(lines, columns, squeeze=False).flat
-    for name, axes in zip(names, panels, strict=False):
-        for age, points in enumerate(reversed(validations)):
-            curve = [(p["bpp"], p["psnr"]) for p in points if p["degradation"] == name]
-            style = {"color": "C0", "marker": "o"} if age == 0 else {"color": "0.75", "zorder": 1}
-            axes.plot(*zip(*curve, strict=True), **style)
-        axes.set(title=name, xlabel="bits per pixel", ylabel="PSNR (dB)")
-        axes.grid(alpha=0.3)
-    figure.savefig(image, dpi=110)
+
+    def curve(row: dict[str, Any], name: str) -> list[tuple[float, float]]:
+        return [(p["bpp"], p["psnr"]) for p in row["validation"] if p["degradation"] == name]
+
+    for picture, label in (("rd", "bits per pixel"), ("progress", "megapixels")):
+        figure = Figure(figsize=(3.4 * columns, 3 * lines), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(lines, columns, squeeze=False).flat
+        for name, axes in zip(names, panels, strict=False):
+            if picture == "rd":
+                for age, row in enumerate(reversed(rows)):
+                    old = {"color": "0.75", "zorder": 1}
+                    style = old if age else {"color": "C0", "marker": "o"}
+                    axes.plot(*zip(*curve(row, name), strict=True), **style)
+            else:
+                seen = [row["megapixels"] for row in rows]
+                for points in zip(*(curve(row, name) for row in rows), strict=True):
+                    axes.plot(seen, [psnr for _, psnr in points], marker=".")
+            axes.set(title=name, xlabel=label, ylabel="PSNR (dB)")
+            axes.grid(alpha=0.3)
+        figure.savefig(folder / f"{picture}.png", dpi=110)
     return True
