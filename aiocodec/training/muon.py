@@ -8,6 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+ITERATIONS = 5
+_A, _B, _C = 3.4445, -4.7750, 2.0315  # of X <- A X + B X X^T X + C (X X^T)^2 X
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is orthogonalised by five Newton-Schulz iterations (Jordan et al. 2024).
@@ -33,7 +36,6 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[p]["momentum"] for p in params]
             beta = group["momentum"]
             torch._foreach_lerp_(momenta, grads, 1 - beta)
-            updates = torch._foreach_lerp(grads, momenta, beta)
             shapes = [(p.shape[0], p[0].numel()) for p in params]
             by_shape: dict[tuple[int, int], list[int]] = {}
             for place, i in enumerate(sorted(range(len(params)), key=lambda i: shapes[i])):
@@ -41,7 +43,12 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(shapes[i], []).append(i)
             group["turn"] = (group["turn"] + 1) % group["every"]
             for (rows, columns), members in by_shape.items():
-                steps = orthogonalise(torch.stack([updates[i].flatten(1) for i in members]))
+                updates = torch.lerp(
+                    torch.stack([grads[i].flatten(1) for i in members]),
+                    torch.stack([momenta[i].flatten(1) for i in members]),
+                    beta,
+                )
+                steps = orthogonalise(updates)
                 scale = -group["lr"] * group["every"] * math.sqrt(max(1.0, rows / columns))
                 torch._foreach_add_(
                     [params[i] for i in members],
@@ -57,16 +64,21 @@ def orthogonalise(g: Tensor) -> Tensor:
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    a = x @ x.mT
-    if 2 * x.shape[-2] > x.shape[-1]:
-        for _ in range(5):
-            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    small = (
+        2 * x.shape[-2] <= x.shape[-1]
+    )  # iterate on the Gram matrix alone: its polynomials commute
+    q: Tensor | None = None
+    for i in range(ITERATIONS):
+        if i == 0 or not small:
             a = x @ x.mT
-    else:  # the iteration on the small Gram matrix alone: all its polynomials commute
-        identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-        q = identity
-        for _ in range(5):
-            b = 3.4445 * identity - 4.7750 * a + 2.0315 * a @ a
-            q, a = b @ q, b @ a @ b
+        b = torch.baddbmm(a, a, a, beta=_B, alpha=_C)
+        if not small:
+            x = torch.baddbmm(x, b, x, beta=_A)
+            continue
+        b.diagonal(dim1=-2, dim2=-1).add_(_A)
+        q = b if q is None else b @ q
+        if i + 1 < ITERATIONS:
+            a = b @ a @ b
+    if q is not None:
         x = q @ x
     return (x.mT if tall else x).to(g.dtype)
