@@ -212,7 +212,7 @@ def test_a_folder_of_another_configuration_is_refused_untouched(folder, tmp_path
     assert before == (tmp_path / "branch/log.jsonl").read_bytes()
     with pytest.raises(TrainingError, match="that of a run without an end"):
         anneal(tmp_path / "branch", folder, run, "tiny", QUICK)
-    with pytest.raises(TrainingError, match="it is no nano"):
+    with pytest.raises(TrainingError, match="not those of a nano"):
         train(folder, tmp_path / "new", "nano", QUICK, start=Model(TINY))
     assert not (tmp_path / "new").exists()
 
@@ -232,6 +232,11 @@ def test_a_run_deepens_and_goes_on_as_it_was(folder, tmp_path):
         assert run.model.config == run.average.config == deep.shallow(depth)
         assert run.step == stop
     assert [row["step"] for row in rows if "deepened" in row] == [10, 20]
+    train(folder, tmp_path / "young", "tiny", config, until=5 * STEP)
+    branch = anneal(
+        tmp_path / "young", folder, tmp_path / "branch", "tiny", config, side=64, batch=2
+    )
+    assert branch.model.config == deep.shallow(1)  # a branch does not grow
 
     run = Run.create(Model(deep.shallow(1)), QUICK)
     x = torch.rand(2, 3, 64, 64)
@@ -399,7 +404,9 @@ def test_a_run_starts_from_shallower_weights_of_its_variant_and_no_others(
     command = ["train", "run", str(folder), "--out", str(tmp_path / "run"), "--until", "0.01"]
     command += ["--patches", "64", "--batch", "1", "--start"]
     result = CliRunner().invoke(cli, [*command, str(tmp_path / "wide")])
-    assert isinstance(result.exception, TrainingError) and "no nano" in str(result.exception)
+    assert isinstance(result.exception, TrainingError) and "not those of a nano" in str(
+        result.exception
+    )
     result = CliRunner().invoke(cli, [*command, str(tmp_path / "shallow")])
     assert result.exit_code == 0, result.output
     assert load_weights(tmp_path / "run").config == deep

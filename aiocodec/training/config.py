@@ -72,10 +72,11 @@ class TrainConfig:
         self, device: str, seen: float, megapixels: float, side: int | None, batch: int | None
     ) -> "TrainConfig":
         """This config for a branch that leaves a run after `seen` megapixels and brings the rates to
-        zero within so many more; on the larger patches of ANNEALING unless others are given."""
+        zero within so many more, at the depth that it has come to; on the larger patches of ANNEALING
+        unless others are given."""
         usual = ANNEALING[device]
         phase = (0.0, side or usual[0], batch or usual[1])
-        return replace(self, phases=(phase,), anneal=(seen, seen + megapixels))
+        return replace(self, phases=(phase,), depths=((0.0, 1),), anneal=(seen, seen + megapixels))
 
     @property
     def lr_other(self) -> float:

@@ -105,14 +105,15 @@ def train(
         torch.manual_seed(config.seed)
         model = start if start is not None else Model(shape.shallow(config.depth(0)))
         if model.config != shape.shallow(model.config.depth):
-            raise TrainingError(
-                f"training cannot start from {model.config.name}, it is no {variant}"
-            )
+            raise TrainingError(f"the weights to start from are not those of a {variant}")
         run = Run.create(model.to(device), config)
     mixture = Mixture.load(photographs, device, depths, scenes, pairs)
     held = Photographs.load(validation, device) if validation else None
+    names = [folder.name for folder in pairs]
     unseen = {
-        folder.name: Pairs.load(folder, device, unseen=True)
+        folder.name if names.count(folder.name) == 1 else str(folder): Pairs.load(
+            folder, device, unseen=True
+        )
         for folder in pairs
         if held is not None and held_out(folder)
     }
