@@ -32,7 +32,7 @@ from aiocodec.training.config import ANNEALING, PHASES, TrainConfig
 from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
 from aiocodec.training.loop import anneal, train
 from aiocodec.training.muon import Muon, orthogonalise
-from aiocodec.training.run import HOPELESS, Run, compile_parts, optimisers, rate_distortion
+from aiocodec.training.run import Run, compile_parts, optimisers, rate_distortion
 from aiocodec.training.validate import VALIDATION, plot, validate
 
 TINY = ModelConfig(
@@ -691,8 +691,11 @@ def test_phases_go_by_megapixels():
         assert branch.phase(0) == branch.phase(110) == (side, batch)
     deep = TrainConfig(depths=((0.0, 2), (50.0, 4)))
     assert [deep.depth(megapixels) for megapixels in (0, 49, 50, 1000)] == [2, 2, 4, 4]
+    schedule = TrainConfig(hopeless=((0.0, 0.1), (10.0, 0.5)))
+    assert [schedule.hopeless_at(megapixels) for megapixels in (0, 9, 10)] == [0.1, 0.1, 0.5]
     for wrong in (
         {"phases": ((1.0, 64, 1),)},
+        {"hopeless": ((1.0, 0.1),)},
         {"depths": ((1.0, 2),)},
         {"anneal": (10.0, 10.0)},
     ):
@@ -706,6 +709,7 @@ def test_a_config_grows_from_its_first_blocks():
     two = nano.shallow(2)
     assert two.depth == 2
     assert [stage.blocks for stage in two.analysis] == [s.blocks[:2] for s in nano.analysis]
+    assert "hatb" in two.analysis[-1].blocks  # it sees the whole picture from the beginning
 
 
 def test_the_options_of_training_default_to_its_config():
@@ -729,9 +733,9 @@ def test_the_loss_is_rate_plus_weighted_distortion():
     torch.manual_seed(0)
     model = Model(TINY)
     clean, quality = torch.rand(2, 3, 64, 64), torch.tensor([0.0, 100.0])
-    loss, bpp, mse = rate_distortion(model, clean, clean, quality)
+    loss, bpp, mse = rate_distortion(model, clean, clean, quality, hopeless=0.3)
     lam = torch.tensor([40.0, 8000.0])
-    hopeless = HOPELESS / lam.sqrt()
+    hopeless = 0.3 / lam.sqrt()
     expected = bpp + lam * hopeless * torch.log(1 + mse / hopeless)
     assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
 

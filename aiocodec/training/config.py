@@ -18,6 +18,9 @@ PHASES: dict[str, Phases] = {
     "cpu": ((0.0, 128, 8), (400.0, 192, 6), (2000.0, 256, 6)),
     "cuda": ((0.0, 256, 32), (20000.0, 320, 32)),
 }
+# Severe weather is beyond a young network, which it would only disturb (weights/TRAINING.md, section 6);
+# then it is learned, and later kept.
+HOPELESS = ((0.0, 0.1), (500.0, 0.5), (1200.0, 0.2))
 ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
 ANNEALED_SHARE = 0.2  # of what a run has seen, for the branch that ends it
 
@@ -25,7 +28,7 @@ ANNEALED_SHARE = 0.2  # of what a run has seen, for the branch that ends it
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; the defaults are for CPU cores. ValueError for sides of patches that are not
-    multiples of 64, for phases that do not begin at 0, and for a branch that ends before it begins."""
+    multiples of 64, for schedules that do not begin at 0, and for a branch that ends before it begins."""
 
     phases: Phases = PHASES["cpu"]
     depths: tuple[tuple[float, int], ...] = ((0.0, 99),)
@@ -34,6 +37,9 @@ class TrainConfig:
     anneal: tuple[float, float] | None = None
     """The megapixels at which the rates begin to fall and at which they are zero; without it they stay
     as they are and the run has no end."""
+    hopeless: tuple[tuple[float, float], ...] = HOPELESS
+    """(megapixels from which on it holds, HOPELESS): from an MSE of HOPELESS / sqrt(lmbda) on an error
+    counts by its logarithm; 0.1 is about eight times the MSE of clean images."""
     lr_matrix: float = 3e-3  # of Muon, for the matrices
     warmup: int = 100  # steps
     clip: float = 1.0  # gradient norm
@@ -52,8 +58,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if any(side % STRIDE for _, side, _ in self.phases):
             raise ValueError(f"patch sides must be multiples of {STRIDE}")
-        if self.phases[0][0] != 0 or self.depths[0][0] != 0:
-            raise ValueError("the first phase and the first depth hold from 0 megapixels on")
+        if any(schedule[0][0] != 0 for schedule in (self.phases, self.depths, self.hopeless)):
+            raise ValueError("a schedule begins at 0 megapixels")
         if self.anneal is not None and not self.anneal[0] < self.anneal[1]:
             raise ValueError("a branch must end after its beginning")
 
@@ -91,6 +97,10 @@ class TrainConfig:
     def depth(self, megapixels: float) -> int:
         """Blocks that a stage has at most after so many megapixels."""
         return [depth for start, depth in self.depths if start <= megapixels][-1]
+
+    def hopeless_at(self, megapixels: float) -> float:
+        """HOPELESS after so many megapixels."""
+        return [value for start, value in self.hopeless if start <= megapixels][-1]
 
     def lr_factor(self, step: int, megapixels: float) -> float:
         """Linear warm-up, then constant; in a branch 1 - sqrt to zero (Hägele et al., "Scaling laws and

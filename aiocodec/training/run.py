@@ -5,7 +5,7 @@
 The quality is drawn per image, so one network learns the whole range of rates. d is the mean
 squared error, but grows only as its logarithm where that is many times what a clean image has at
 the same quality: no bits can bring back what thick haze has hidden, and such images would rule the
-gradient.
+gradient. How many times is a schedule (`TrainConfig.hopeless`).
 
 Matrices are trained by Muon, everything else by AdamW.
 """
@@ -25,24 +25,24 @@ from aiocodec.model import Model, deepen, lmbda
 from aiocodec.training.config import TrainConfig
 from aiocodec.training.muon import Muon
 
-HOPELESS = 0.1
-"""From an MSE of HOPELESS / sqrt(lmbda) on, about eight times that of clean images, only its
-logarithm counts. At 0.5 haze and heavy rain ruled the gradient: clean photographs lost 1 dB within
-20 minutes, and had it back when it was 0.1 again, while rain went on to improve (weights/TRAINING.md,
-section 5)."""
-
 
 def rate_distortion(
-    model: Model, clean: Tensor, degraded: Tensor, quality: Tensor, balance: float = 0.0
+    model: Model,
+    clean: Tensor,
+    degraded: Tensor,
+    quality: Tensor,
+    balance: float = 0.0,
+    hopeless: float = 0.1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """loss (mean over the batch), bpp and MSE on [0, 1] (per image)."""
+    """loss (mean over the batch), bpp and MSE on [0, 1] (per image); `balance` and `hopeless` are those of
+    TrainConfig."""
     bf16 = torch.autocast("cuda", torch.bfloat16) if clean.is_cuda else nullcontext()
     with bf16:
         out = model(degraded, quality)
     mse, bpp = (out.x_hat - clean).square().flatten(1).mean(1), out.bpp()
     lam = lmbda(quality)
-    hopeless = HOPELESS / lam.sqrt()
-    distortion = hopeless * torch.log1p(mse / hopeless)
+    most = hopeless / lam.sqrt()
+    distortion = most * torch.log1p(mse / most)
     weight = (lam / math.sqrt(LMBDA_MIN * LMBDA_MAX)) ** -balance
     return (weight * (lam * distortion + bpp)).mean(), bpp, mse
 
@@ -172,7 +172,8 @@ class Run:
         None where the step was skipped: not finite, or a spike of the gradient."""
         config = self.config
         quality = torch.rand(len(clean), generator=self.rng, device=clean.device) * 100
-        losses = rate_distortion(self.model, clean, spoiled, quality, config.balance)
+        hopeless = config.hopeless_at(self.megapixels)
+        losses = rate_distortion(self.model, clean, spoiled, quality, config.balance, hopeless)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         losses[0].backward()  # type: ignore[no-untyped-call]
