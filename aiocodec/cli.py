@@ -887,6 +887,15 @@ def training_device(device: str) -> str:
     return device
 
 
+def training_arguments(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `training_options` but the first four gave: fields of TrainConfig, and what `loop.train` takes
+    besides it."""
+    fields = {name: options[name] for name in ("balance", "clean", "compile", "seed")}
+    data = {name: options[name] for name in ("scenes", "pairs", "validation")}
+    data |= {"depths": options["depth_maps"], "device": training_device(options["device"])}
+    return {**fields, "lr_matrix": options["lr"]}, {**data, "report": report_training}
+
+
 @train.command("run", epilog=EPILOG)
 @click.argument("photographs", type=FOLDER)
 @training_options
@@ -915,38 +924,20 @@ def train_run(
     variant: str,
     patches: int | None,
     batch: int | None,
-    depth_maps: Path | None,
-    scenes: tuple[tuple[Path, Path], ...],
-    pairs: tuple[Path, ...],
-    validation: Path | None,
-    clean: float,
-    balance: float,
-    lr: float,
-    compile: bool,
-    seed: int,
-    device: str,
     until: float | None,
     grow: tuple[tuple[float, int], ...],
     pretrained: bool,
     start: Path | None,
+    **options: Any,
 ) -> None:
     """Train a model on PHOTOGRAPHS at constant learning rates, without an end, going on from
     OUT/checkpoint.pt where there is one."""
     if pretrained and start:
         raise click.UsageError("give --pretrained or --start, not both")
-    depths = tuple(sorted({0.0: 99, **dict(grow)}.items()))
-    device = training_device(device)
-    config = TrainConfig.for_device(
-        device,
-        patches,
-        batch,
-        depths=depths,
-        lr_matrix=lr,
-        balance=balance,
-        clean=clean,
-        compile=compile,
-        seed=seed,
-    )
+    fields, data = training_arguments(options)
+    if grow:
+        fields["depths"] = tuple(sorted({0.0: 99, **dict(grow)}.items()))
+    config = TrainConfig.for_device(data["device"], patches, batch, **fields)
     from aiocodec.pretrained import Manifest
     from aiocodec.training.checkpoint import load_weights
     from aiocodec.training.loop import train as run
@@ -954,20 +945,7 @@ def train_run(
     model = load_weights(start) if start else None
     if pretrained:
         model = Manifest.read().load(variant).trainable()
-    run(
-        photographs,
-        out,
-        variant,
-        config,
-        depths=depth_maps,
-        scenes=scenes,
-        pairs=pairs,
-        validation=validation,
-        start=model,
-        device=device,
-        until=until or math.inf,
-        report=report_training,
-    )
+    run(photographs, out, variant, config, start=model, until=until or math.inf, **data)
 
 
 @train.command("anneal", epilog=EPILOG)
@@ -987,41 +965,15 @@ def train_anneal(
     variant: str,
     patches: int | None,
     batch: int | None,
-    depth_maps: Path | None,
-    scenes: tuple[tuple[Path, Path], ...],
-    pairs: tuple[Path, ...],
-    validation: Path | None,
-    clean: float,
-    balance: float,
-    lr: float,
-    compile: bool,
-    seed: int,
-    device: str,
     megapixels: float | None,
+    **options: Any,
 ) -> None:
     """Branch from RUN, running or stopped, into the folder OUT, and bring the learning rate to zero."""
-    device = training_device(device)
-    config = TrainConfig.for_device(
-        device, lr_matrix=lr, balance=balance, clean=clean, compile=compile, seed=seed
-    )
+    fields, data = training_arguments(options)
+    config = TrainConfig.for_device(data["device"], **fields)
     from aiocodec.training.loop import anneal
 
-    anneal(
-        run,
-        photographs,
-        out,
-        variant,
-        config,
-        megapixels,
-        side=patches,
-        batch=batch,
-        depths=depth_maps,
-        scenes=scenes,
-        pairs=pairs,
-        validation=validation,
-        device=device,
-        report=report_training,
-    )
+    anneal(run, photographs, out, variant, config, megapixels, side=patches, batch=batch, **data)
 
 
 @train.command("release", epilog=EPILOG)
