@@ -178,16 +178,20 @@ def test_a_branch_that_was_interrupted_goes_on_to_its_end(folder, tmp_path, monk
 
     update = Run.update
     monkeypatch.setattr(Run, "update", stop)
-    with pytest.raises(KeyboardInterrupt):
-        anneal(
-            tmp_path / "run",
-            folder,
-            tmp_path / "branch",
-            "tiny",
-            QUICK,
-            megapixels=20 * STEP,
-            **options,
-        )
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            anneal(
+                tmp_path / "run",
+                folder,
+                tmp_path / "branch",
+                "tiny",
+                QUICK,
+                megapixels=20 * STEP,
+                **options,
+            )
+    finally:
+        signal.signal(signal.SIGINT, handler)
     monkeypatch.setattr(Run, "update", update)
     train(folder, tmp_path / "run", "tiny", QUICK, until=15 * STEP)  # the run has gone on
     done = anneal(tmp_path / "run", folder, tmp_path / "branch", "tiny", QUICK, **options)
