@@ -18,8 +18,8 @@ PHASES: dict[str, Phases] = {
     "cpu": ((0.0, 128, 8), (400.0, 192, 6), (2000.0, 256, 6)),
     "cuda": ((0.0, 256, 32), (20000.0, 320, 32)),
 }
-# Severe weather is beyond a young network, which it would only disturb; once learned it is kept at the
-# weight that clean photographs can bear (weights/TRAINING.md, section 6).
+# Severe weather is beyond a young network, which it would only disturb; more weight later on hastens it, at
+# what looks like a cost to clean photographs (weights/TRAINING.md, section 6, has what is known).
 HOPELESS = ((0.0, 0.1), (500.0, 0.25), (900.0, 0.1))
 ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
 ANNEALED_SHARE = 0.2  # of what a run has seen, for the branch that ends it
