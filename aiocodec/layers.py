@@ -7,6 +7,7 @@ initialises itself. "Paper" is All-in-One Image Compression and Restoration (WAC
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,6 +80,9 @@ class ChannelGroupAttention(nn.Module):
     The attention map of a group is C_g x C_g and is summed over all pixels, so the cost is linear
     in H * W. As in the authors' implementation Q and K are normalised over the pixels and a learned
     temperature per group stands where the equation has 1 / sqrt(C_g).
+
+    All that it knows of the whole picture is in three sums over its pixels, `statistic`. They add up
+    over the parts of a picture, and with those of the whole a part becomes what it is in the whole.
     """
 
     def __init__(self, channels: int) -> None:
@@ -87,13 +91,35 @@ class ChannelGroupAttention(nn.Module):
         self.temperature = nn.Parameter(torch.ones(GROUPS, 1, 1))
         self.project = pointwise(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, statistic: "Statistic | None" = None) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(x).view(b, 3, GROUPS, c // GROUPS, h * w).unbind(1)
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        attention = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
+        if statistic is None:
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+            products = q @ k.transpose(-2, -1)
+        else:
+            products, q_squares, k_squares = statistic
+            norms = q_squares[..., :, None].sqrt() * k_squares[..., None, :].sqrt()
+            products = (products / norms.clamp_min(1e-24)).to(v.dtype)
+        attention = (products * self.temperature).softmax(dim=-1)
         out: Tensor = self.project((attention @ v).view(b, c, h, w))
         return out
+
+    def statistic(self, x: Tensor, inner: tuple[slice, slice]) -> "Statistic":
+        """Of the rows and columns `inner` of x; float64, so that the order of adding matters little."""
+        b, c, _, _ = x.shape
+        qk = self.qkv(x)[(slice(None), slice(2 * c), *inner)]
+        q, k = qk.reshape(b, 2, GROUPS, c // GROUPS, -1).unbind(1)
+        sums = (q @ k.transpose(-2, -1), q.square().sum(-1), k.square().sum(-1))
+        return Statistic(*(part.double() for part in sums))
+
+
+class Statistic(NamedTuple):
+    """Sums over the pixels of a picture or a part of it, from which C-GA's attention follows."""
+
+    products: Tensor  # of every channel of Q with every one of K in its group, [B, G, C/G, C/G]
+    q_squares: Tensor  # [B, G, C/G]
+    k_squares: Tensor  # [B, G, C/G]
 
 
 class SpatiallyDecoupledAttention(nn.Module):
@@ -151,6 +177,13 @@ class ResidualBranches(nn.Module):
             last = [layer for layer in branch.modules() if isinstance(layer, nn.Conv2d)][-1]
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
+
+
+def reach(module: nn.Module) -> int:
+    """How far the convolutions inside see, in pixels of their resolution, one behind the other."""
+    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    kernels = [(k - 1) // 2 for layer in convolutions for k in layer.kernel_size]
+    return max(sum(kernels[0::2]), sum(kernels[1::2]), 0)
 
 
 class HATB(ResidualBranches):

@@ -10,6 +10,9 @@ with the same entropy model are interchangeable.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +22,18 @@ from aiocodec.config import LATENT_STRIDE, LMBDA_MAX, LMBDA_MIN, ModelConfig, St
 from aiocodec.layers import (
     BASIS_SCALE,
     BLOCKS,
+    ChannelGroupAttention,
     Gain,
     LeakyReLU,
     LinearAnalysis,
     LinearSynthesis,
+    Statistic,
     conv3,
     down,
     frequency_basis,
     no_autocast,
     pointwise,
+    reach,
     separable,
 )
 
@@ -50,7 +56,64 @@ def _resample(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
     return conv3(inputs, outputs) if stride == 1 else pointwise(inputs, outputs, bias=True)
 
 
-class Analysis(nn.Module):
+@dataclass(frozen=True)
+class Piece:
+    """A step of a deep path. Steps one behind the other are the path; each but those of attention to
+    the whole picture sees no farther than `reach`, so that a part of a picture is enough for it."""
+
+    layer: Callable[[Tensor], Tensor]  # a residual branch if `residual`
+    reach: int  # how far it sees, in pixels of x
+    stride: int  # pixels of x per position of what it gives, per side
+    residual: bool = False
+
+    @property
+    def attention(self) -> tuple[nn.Module, ChannelGroupAttention] | None:
+        """The norm and the attention that a step is, if it is one."""
+        if isinstance(self.layer, nn.Sequential):
+            last = self.layer[-1]
+            if isinstance(last, ChannelGroupAttention):
+                return self.layer[0], last
+        return None
+
+    def __call__(self, x: Tensor, statistic: Statistic | None = None) -> Tensor:
+        """[B, C, h, w] -> [B, D, h', w']; `statistic` is that of the picture, for attention in a part
+        of it."""
+        if statistic is not None and self.attention is not None:
+            norm, attention = self.attention
+            return x + attention(norm(x), statistic)
+        return x + self.layer(x) if self.residual else self.layer(x)
+
+
+def _branches(stage: nn.Module, stride: int) -> list[Piece]:
+    return [
+        Piece(branch, reach(branch) * stride, stride, residual=True)
+        for block in stage.children()
+        for branch in block.branches.children()  # type: ignore[union-attr]
+    ]
+
+
+class TwoPaths(nn.Module):
+    """g_a or g_s: the sum of a linear path and of a deep one."""
+
+    linear_reach = LATENT_STRIDE  # pixels of x that the linear path sees at most, beyond its block
+
+    def linear_path(self, x: Tensor, quality: Tensor) -> Tensor:
+        """Its share of the result."""
+        raise NotImplementedError
+
+    def pieces(self, quality: Tensor) -> list[Piece]:
+        """The deep path, whose result is its share."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        deep = x
+        for piece in self.pieces(quality):
+            deep = piece(deep)
+        with no_autocast(x):  # bfloat16 is too coarse for y and x_hat
+            return self.linear_path(x, quality) + deep.float()
+
+
+class Analysis(TwoPaths):
     """g_a: x and quality to y."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -75,24 +138,36 @@ class Analysis(nn.Module):
                 basis = frequency_basis(known, self.stride)
                 self.stem.weight[:known] = basis[:, :, None, None]
 
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        x = x - 0.5
-        features = self.stem(F.pixel_unshuffle(x, self.stride))
+    def linear_path(self, x: Tensor, quality: Tensor) -> Tensor:
+        y: Tensor = self.linear_gain(self.linear(x - 0.5), quality)
+        return y
+
+    def pieces(self, quality: Tensor) -> list[Piece]:
+        def enter(x: Tensor) -> Tensor:
+            features: Tensor = self.stem(F.pixel_unshuffle(x - 0.5, self.stride))
+            return features
+
+        def leave(features: Tensor) -> Tensor:
+            features = self.head(features)
+            with no_autocast(features):
+                y: Tensor = self.head_gain(features.float(), quality)
+            return y
+
+        pieces, stride = [Piece(enter, reach(self.stem) * self.stride, self.stride)], self.stride
         for i, stage in enumerate(self.stages):
             if i > 0:
-                features = self.downs[i - 1](features)
+                seen, stride = reach(self.downs[i - 1]) * stride, stride * 2
+                pieces.append(Piece(self.downs[i - 1], seen, stride))
             if i == self.gain_at:
-                features = self.gain(features, quality)
-            features = stage(features)
-        features = self.head(features)
-        with no_autocast(x):  # bfloat16 is too coarse for y and x_hat
-            y = self.linear_gain(self.linear(x), quality)
-            out: Tensor = y + self.head_gain(features.float(), quality)
-        return out
+                pieces.append(Piece(partial(self.gain, quality=quality), 0, stride))
+            pieces += _branches(stage, stride)
+        return [*pieces, Piece(leave, reach(self.head) * stride, LATENT_STRIDE)]
 
 
 class HyperAnalysis(nn.Sequential):
     """h_a: y to z."""
+
+    halo = 2  # positions of z: one and a half are seen around one, by the two `separable`
 
     def __init__(self, config: ModelConfig) -> None:
         n, z = config.entropy.latents, config.entropy.hyper
@@ -107,7 +182,7 @@ class HyperAnalysis(nn.Sequential):
         )
 
 
-class Synthesis(nn.Module):
+class Synthesis(TwoPaths):
     """g_s: y_hat and quality to x_hat. Where the finest stage is finer than those that do the work,
     it is a thin renderer (12 % fewer bits at equal cost in PULSE, arXiv 2609.18602)."""
 
@@ -136,18 +211,28 @@ class Synthesis(nn.Module):
                 basis = frequency_basis(known, self.stride)
                 self.tail.weight[:, :known, 1, 1] = 0.1 * basis.T
 
-    def forward(self, y_hat: Tensor, quality: Tensor) -> Tensor:
-        features = self.head(self.head_gain(y_hat, quality))
+    def linear_path(self, y_hat: Tensor, quality: Tensor) -> Tensor:
+        x_hat: Tensor = self.linear(self.linear_gain(y_hat, quality)) + 0.5
+        return x_hat
+
+    def pieces(self, quality: Tensor) -> list[Piece]:
+        def enter(y_hat: Tensor) -> Tensor:
+            features: Tensor = self.head(self.head_gain(y_hat, quality))
+            return features
+
+        def leave(features: Tensor) -> Tensor:
+            return F.pixel_shuffle(self.tail(features).float(), self.stride)
+
+        stride = self.stride * 2 ** (len(self.stages) - 1)
+        pieces = [Piece(enter, reach(self.head) * LATENT_STRIDE, stride)]
         for i in reversed(range(len(self.stages))):
             if i == self.gain_at:
-                features = self.gain(features, quality)
-            features = self.stages[i](features)
+                pieces.append(Piece(partial(self.gain, quality=quality), 0, stride))
+            pieces += _branches(self.stages[i], stride)
             if i > 0:
-                features = self.ups[i - 1](features)
-        features = self.tail(features)
-        with no_autocast(y_hat):
-            x_hat: Tensor = self.linear(self.linear_gain(y_hat, quality)) + 0.5
-            return x_hat + F.pixel_shuffle(features.float(), self.stride)
+                seen, stride = reach(self.ups[i - 1]) * stride, stride // 2
+                pieces.append(Piece(self.ups[i - 1], seen, stride))
+        return [*pieces, Piece(leave, reach(self.tail) * stride, 1)]
 
 
 def _gain_at(stages: tuple[Stage, ...], config: ModelConfig) -> int:
