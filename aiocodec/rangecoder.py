@@ -22,7 +22,7 @@ and then the values of the escaped symbols, in that same order:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import constriction  # type: ignore[import-untyped]
@@ -36,6 +36,13 @@ PRECISION = 24
 
 MAX_MAGNITUDE = (1 << 15) - 1
 """The largest |symbol| that can be coded, in a table or by escape."""
+
+SLACK = 64
+"""Bits by which the symbols of a stream can take up more than its words have: zeros at the end of a
+stream are not written."""
+
+CHUNK = 1 << 20
+"""Symbols that are sorted or decoded at once, so that memory stays bounded."""
 
 _TOTAL = 1 << PRECISION
 _ESCAPE_BITS = 16  # of the zigzag code of +-MAX_MAGNITUDE
@@ -63,9 +70,14 @@ class Tables:
             ValueError: the arrays break one of these rules, or a table has a symbol beyond
                 +-MAX_MAGNITUDE.
         """
-        self._lengths = _integers("lengths", lengths, 2, 2 * MAX_MAGNITUDE + 2)
-        self._lows = _integers("lows", lows, -MAX_MAGNITUDE, MAX_MAGNITUDE)
-        counts = _integers("frequencies", frequencies, 1, _TOTAL)
+        self._lengths, self._lows, counts = (
+            _integers(name, values, low, high).astype(np.int32)
+            for name, values, low, high in (
+                ("lengths", lengths, 2, 2 * MAX_MAGNITUDE + 2),
+                ("lows", lows, -MAX_MAGNITUDE, MAX_MAGNITUDE),
+                ("frequencies", frequencies, 1, _TOTAL),
+            )
+        )
         if not len(self._lengths) == len(self._lows) > 0:
             raise ValueError(f"{len(self._lengths)} lengths but {len(self._lows)} lows")
         if np.any(self._lows + self._lengths - 2 > MAX_MAGNITUDE):
@@ -78,6 +90,8 @@ class Tables:
         for t, table in enumerate(self._frequencies):
             if table.sum(dtype=np.int64) != _TOTAL:
                 raise ValueError(f"table {t} sums to {table.sum(dtype=np.int64)}, not {_TOTAL}")
+        self._bits = [PRECISION - np.log2(table) for table in self._frequencies]
+        self._least = np.array([bits.min() for bits in self._bits])
         self._models: dict[int, Any] = {}  # t -> constriction's model of table t, once it was used
 
     def __len__(self) -> int:
@@ -93,23 +107,23 @@ class Tables:
         bits = 0.0
         for t, entries, escaped in self._entries(symbols, indexes):
             used = np.bincount(entries, minlength=len(self._frequencies[t]))
-            bits += float(used @ (PRECISION - np.log2(self._frequencies[t])))
+            bits += float(used @ self._bits[t])
             extra = _bit_lengths(_zigzag(escaped)) - 1
             bits += len(escaped) * math.log2(_ESCAPE_BITS + 1) + float(extra.clip(min=0).sum())
         return bits
 
-    def _group(self, indexes: ArrayLike) -> tuple[NDArray[np.intp], list[tuple[int, int]]]:
-        """The order that sorts `indexes` stably, and (table, how often) for each that occurs.
+    def least_bits(self, tables: ArrayLike) -> float:
+        """The fewest bits in which symbols of these tables, one each, can be coded."""
+        counts = np.bincount(self._keys(tables), minlength=len(self))
+        return float(counts @ self._least)
+
+    def _keys(self, indexes: ArrayLike) -> NDArray[Any]:
+        """`indexes` in the smallest type, as numpy sorts integers of up to 16 bits in linear time.
 
         Raises ValueError if an index is not in 0..T - 1.
         """
         keys = _integers("indexes", indexes, 0, len(self) - 1)
-        # numpy sorts integers of up to 16 bits by radix, in linear time
-        keys = keys.astype(np.min_scalar_type(len(self) - 1))
-        counts = np.bincount(keys, minlength=len(self))
-        occurring = np.flatnonzero(counts)
-        order = np.argsort(keys, kind="stable")
-        return order, list(zip(occurring.tolist(), counts[occurring].tolist(), strict=True))
+        return keys.astype(np.min_scalar_type(len(self) - 1), copy=False)
 
     def _entries(
         self, symbols: ArrayLike, indexes: ArrayLike
@@ -119,14 +133,18 @@ class Tables:
         Raises ValueError, before anything else, if the arguments cannot be coded.
         """
         values = _integers("symbols", symbols, -MAX_MAGNITUDE, MAX_MAGNITUDE)
-        order, groups = self._group(indexes)
-        if len(values) != len(order):
-            raise ValueError(f"{len(values)} symbols but {len(order)} indexes")
-        values = values[order]
-        start = 0
-        for t, count in groups:
-            group = values[start : start + count]
-            start += count
+        keys = self._keys(indexes)
+        if len(values) != len(keys):
+            raise ValueError(f"{len(values)} symbols but {len(keys)} indexes")
+        ordered = np.empty_like(values)
+        groups = []
+        for piece, order, runs in _sorted(keys, len(self)):
+            chunk = values[piece][order]
+            for t, run, place in runs:
+                ordered[place] = chunk[run]
+                groups.append((t, place))
+        for t, place in _merged(groups):
+            group = ordered[place].astype(np.int32, copy=False)
             escape = np.uint32(self._lengths[t] - 1)
             # as unsigned numbers, symbols below the table are far above it
             entries = np.minimum((group - self._lows[t]).view(np.uint32), escape)
@@ -203,6 +221,7 @@ class Decoder:
         self._coder = constriction.stream.queue.RangeDecoder(
             np.frombuffer(words, dtype="<u4").astype(np.uint32)
         )
+        self._bits_left = 8.0 * len(words) + SLACK
 
     def decode(self, indexes: ArrayLike, tables: Tables) -> NDArray[np.int32]:
         """The symbols [n] of the next call of `Encoder.encode`, in the order it got them.
@@ -215,20 +234,23 @@ class Decoder:
             BitstreamError: the stream is invalid; the decoder is of no more use.
             ValueError: an index is out of range.
         """
-        order, groups = tables._group(indexes)
-        ordered = np.empty(len(order), dtype=np.int32)
+        keys = tables._keys(indexes)
+        chunks = list(_sorted(keys, len(tables), orders=False))
+        ordered = np.empty(len(keys), dtype=np.int32)
         escapes = []  # positions in `ordered`
-        start = 0
-        for t, count in groups:
-            entries = self._take(tables._model(t), count)
-            ordered[start : start + count] = entries + tables._lows[t]
-            escapes.append(np.flatnonzero(entries == tables._lengths[t] - 1) + start)
-            start += count
+        for t, place in _merged((t, place) for _, _, runs in chunks for t, _, place in runs):
+            entries = self._take(tables._model(t), place.stop - place.start, tables._bits[t])
+            ordered[place] = entries + tables._lows[t]
+            escapes.append(np.flatnonzero(entries == tables._lengths[t] - 1) + place.start)
         if escapes:
             positions = np.concatenate(escapes)
             ordered[positions] = self._decode_escaped(len(positions))
         symbols = np.empty_like(ordered)
-        symbols[order] = ordered
+        for (piece, order, _), (_, _, runs) in zip(_sorted(keys, len(tables)), chunks, strict=True):
+            chunk = np.empty(len(order), dtype=np.int32)
+            for _, run, place in runs:
+                chunk[run] = ordered[place]
+            symbols[piece][order] = chunk
         return symbols
 
     def finish(self) -> None:
@@ -246,39 +268,82 @@ class Decoder:
     def _decode_escaped(self, count: int) -> NDArray[np.int32]:
         if count == 0:
             return np.empty(0, dtype=np.int32)
-        lengths = self._take(_Model.Uniform(_ESCAPE_BITS + 1), count)
+        same = np.full(_ESCAPE_BITS + 1, math.log2(_ESCAPE_BITS + 1))
+        lengths = self._take(_Model.Uniform(_ESCAPE_BITS + 1), count, same)
         codes = (lengths > 0).astype(np.int32)  # right for lengths 0 and 1
         for k in range(2, _ESCAPE_BITS + 1):
             group = np.flatnonzero(lengths == k)
             if len(group):
                 leading = 1 << (k - 1)
-                codes[group] = leading + self._take(_Model.Uniform(leading), len(group))
+                codes[group] = leading + self._take(_Model.Uniform(leading), len(group), k - 1)
         values = (codes >> 1) ^ -(codes & 1)
         if values.min() < -MAX_MAGNITUDE:  # the one 16-bit code beyond: 65535, for -32768
             raise BitstreamError("coded symbols are corrupt: a symbol is out of range")
         return values
 
-    def _take(self, model: Any, count: int) -> NDArray[np.int32]:
-        """Decode `count` >= 1 entries of one constriction model."""
-        try:
-            entries: NDArray[np.int32] = self._coder.decode(model, count)
-        except BaseException as error:
-            # constriction reports invalid data by assertion; its panics derive from BaseException,
-            # of a class that cannot be imported
-            if isinstance(error, AssertionError) or type(error).__name__ == "PanicException":
-                raise BitstreamError("coded symbols are corrupt") from error
-            raise
-        return entries
+    def _take(self, model: Any, count: int, bits: NDArray[np.float64] | int) -> NDArray[np.int32]:
+        """Decode `count` >= 1 entries of one constriction model, which take up so many `bits`: of each
+        entry, or of any. In pieces, so that a stream that is used up ends it early."""
+        parts = []
+        for start in range(0, count, CHUNK):
+            try:
+                part = self._coder.decode(model, min(CHUNK, count - start))
+            except BaseException as error:
+                # constriction reports invalid data by assertion; its panics derive from
+                # BaseException, of a class that cannot be imported
+                if isinstance(error, AssertionError) or type(error).__name__ == "PanicException":
+                    raise BitstreamError("coded symbols are corrupt") from error
+                raise
+            if isinstance(bits, int):
+                self._bits_left -= len(part) * bits
+            else:
+                self._bits_left -= float(np.bincount(part, minlength=len(bits)) @ bits)
+            if self._bits_left < 0:
+                raise BitstreamError("coded symbols are corrupt: they go on behind their words")
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _integers(name: str, values: ArrayLike, low: int, high: int) -> NDArray[np.int32]:
-    """A copy of `values` [n] as int32; ValueError unless they are integers in low..high."""
+def _sorted(
+    keys: NDArray[Any], count: int, orders: bool = True
+) -> Iterator[tuple[slice, NDArray[np.intp], list[tuple[int, slice, slice]]]]:
+    """Sort keys 0..count - 1 stably, in pieces, so that little memory is needed beside them.
+
+    Gives for each piece the slice of the keys that it is, the order that sorts it (nothing unless
+    `orders`), and its runs of equal keys: (key, where in the sorted piece, where in all sorted).
+    """
+    pieces = [slice(start, start + CHUNK) for start in range(0, len(keys), CHUNK)]
+    counts = np.array([np.bincount(keys[piece], minlength=count) for piece in pieces], np.int64)
+    counts = counts.reshape(len(pieces), count)
+    totals = counts.sum(axis=0)
+    before = np.cumsum(totals) - totals + np.cumsum(counts, axis=0) - counts
+    for i, piece in enumerate(pieces):
+        order = np.argsort(keys[piece], kind="stable") if orders else np.empty(0, np.intp)
+        runs, at = [], 0
+        for key in np.flatnonzero(counts[i]).tolist():
+            size, place = int(counts[i, key]), int(before[i, key])
+            runs.append((key, slice(at, at + size), slice(place, place + size)))
+            at += size
+        yield piece, order, runs
+
+
+def _merged(runs: Iterable[tuple[int, slice]]) -> list[tuple[int, slice]]:
+    """Runs of one key as one, ascending by the key."""
+    ends: dict[int, tuple[int, int]] = {}
+    for key, place in runs:
+        start, _ = ends.get(key, (place.start, 0))
+        ends[key] = (start, place.stop)
+    return [(key, slice(*ends[key])) for key in sorted(ends)]
+
+
+def _integers(name: str, values: ArrayLike, low: int, high: int) -> NDArray[Any]:
+    """`values` [n] as an array; ValueError unless they are integers in low..high."""
     array = np.asarray(values)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise ValueError(f"{name} are no list of integers: {array.dtype} {list(array.shape)}")
     if array.size and not low <= array.min() <= array.max() <= high:
         raise ValueError(f"{name} are not within {low}..{high}: {array.min()}..{array.max()}")
-    return array.astype(np.int32)
+    return array if array.dtype.kind in "iu" else array.astype(np.int32)
 
 
 def _zigzag(values: NDArray[np.int32]) -> NDArray[np.int32]:
