@@ -4,7 +4,7 @@ The symbols are exact on every machine, see latents.py. The transforms g_a, h_a 
 so decoded pixels of two devices agree within 1 of 255.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aiocodec import __version__
-from aiocodec.config import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, MAX_SIDE
+from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_QUALITY, MAX_SIDE
 from aiocodec.container import (
     ChunkType,
     Container,
@@ -28,8 +28,13 @@ from aiocodec.container import (
 )
 from aiocodec.errors import AicError, ImageError, LimitError, ModelError, out_of_memory
 from aiocodec.image import Picture, pack_alpha, unpack_alpha
-from aiocodec.latents import LatentCoder
+from aiocodec.latents import CELL, LatentCoder
+from aiocodec.memory import available_memory
 from aiocodec.pretrained import Manifest
+from aiocodec.tiling import Area, Progress, local, transform
+
+ENCODE_BYTES, DECODE_BYTES = 12, 12  # of memory per pixel, beside what a small picture takes
+TILE = 16  # positions of z that h_a makes at once, per side, is three times this
 
 
 class Codec:
@@ -65,6 +70,7 @@ class Codec:
         *,
         strip: bool = False,
         verify: bool = False,
+        progress: Progress | None = None,
     ) -> bytes:
         """A picture to the bytes of an .aic file.
 
@@ -72,6 +78,7 @@ class Codec:
             quality: 0..100.
             strip: leave ICC profile, EXIF and XMP out.
             verify: decode the symbols again and compare, before anything is returned.
+            progress: told again and again how much is done, 0..1.
 
         Raises:
             ImageError: a side is 0 or longer than 65535 pixels.
@@ -82,12 +89,12 @@ class Codec:
         height, width, _ = picture.rgb.shape
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ImageError(f"a picture of {width}x{height} pixels cannot be coded")
+        check_memory(width * height, ENCODE_BYTES)
         with _bounded_memory(), torch.inference_mode(), _float32():
-            x = self._to_x(picture.rgb)
-            q = torch.tensor([float(quality)], device=self.device)
-            y = self._tiled(lambda part: self.transforms.g_a(part, q), x, analysis=True)
-            z = self.transforms.h_a(y)
-            latents = self.latents.encode(y[0], z[0], quality)
+            y = self._g_a(picture.rgb, quality, part_of(progress, 0.0, 0.6))
+            z = self._h_a(y)
+            latents = self.latents.encode(y, z, quality, part_of(progress, 0.6, 1.0))
+            del y, z
             if verify:
                 self._verify(latents, width, height, quality)
 
@@ -113,14 +120,22 @@ class Codec:
         return pack(Header(quality, width, height, self.fingerprint, flags), chunks)
 
     def encode_to_size(
-        self, picture: Picture, max_bytes: int, *, strip: bool = False, verify: bool = False
+        self,
+        picture: Picture,
+        max_bytes: int,
+        *,
+        strip: bool = False,
+        verify: bool = False,
+        progress: Progress | None = None,
     ) -> tuple[bytes, int]:
         """The file of the highest quality that has at most `max_bytes`, and that quality, found by
         bisection on real files; LimitError where even quality 0 is larger."""
         low, high, best = 0, 100, None
+        trials = 0
         while low <= high:
             quality = (low + high) // 2
-            data = self.encode(picture, quality, strip=strip)
+            share = part_of(progress, min(1.0, trials / 7), min(1.0, (trials + 1) / 7))
+            data, trials = self.encode(picture, quality, strip=strip, progress=share), trials + 1
             if len(data) <= max_bytes:
                 best, low = (data, quality), quality + 1
             else:
@@ -141,8 +156,18 @@ class Codec:
 
     # ----------------------------------------------------------------- decode
 
-    def decode(self, data: bytes | Container, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    def decode(
+        self,
+        data: bytes | Container,
+        *,
+        max_pixels: int = DECODED_MAX_PIXELS,
+        progress: Progress | None = None,
+    ) -> Picture:
         """The bytes of an .aic file (or one already taken apart) to the restored picture.
+
+        Args:
+            max_pixels: refuse larger pictures; a file that was taken apart has passed its limit.
+            progress: told again and again how much is done, 0..1.
 
         Raises:
             BitstreamError: the file is corrupt or truncated.
@@ -151,29 +176,27 @@ class Codec:
         """
         container = data if isinstance(data, Container) else unpack(data, max_pixels=max_pixels)
         header = container.header
+        height, width = header.height, header.width
         latents = unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
         if header.fingerprint != self.fingerprint:
             raise ModelError(
                 f"made with entropy model {header.fingerprint.hex()}, "
                 f"model {self.name!r} has {self.fingerprint.hex()}"
             )
+        check_memory(width * height, DECODE_BYTES)
         packed_alpha = container.get(ChunkType.ALPHA)
-        alpha = None
-        if packed_alpha is not None:
-            alpha = unpack_alpha(packed_alpha, header.width, header.height)
+        alpha = None if packed_alpha is None else unpack_alpha(packed_alpha, width, height)
         with _bounded_memory(), torch.inference_mode(), _float32():
-            y_hat = self.latents.decode(latents, header.width, header.height, header.quality)
-            q = torch.tensor([float(header.quality)], device=self.device)
-            x_hat = self._tiled(
-                lambda part: self.transforms.g_s(part, q), y_hat[None], analysis=False
-            )
-            if header.flags & Flags.GRAY:
-                x_hat = x_hat.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-            rgb = _to_rgb(x_hat[0, :, : header.height, : header.width])
+            share = part_of(progress, 0.0, 0.4)
+            y_hat = self.latents.decode(latents, width, height, header.quality, share)
+            gray = bool(header.flags & Flags.GRAY)
+            share = part_of(progress, 0.4, 1.0)
+            rgb = self._g_s(y_hat, width, height, header.quality, gray, share)
+            del y_hat
         return Picture(
             rgb=rgb,
             alpha=alpha,
-            gray=bool(header.flags & Flags.GRAY),
+            gray=gray,
             sixteen_bit=bool(header.flags & Flags.SIXTEEN_BIT),
             oriented=bool(header.flags & Flags.ORIENTED),
             icc=container.get(ChunkType.ICC),
@@ -181,68 +204,79 @@ class Codec:
             xmp=container.get(ChunkType.XMP),
         )
 
-    # ----------------------------------------------------------------- parts of both
+    # ----------------------------------------------------------------- the transforms, in tiles
 
-    def _tiled(self, transform: Callable[[Tensor], Tensor], x: Tensor, analysis: bool) -> Tensor:
-        """Apply g_a (`analysis`) or g_s in the tiles that the program names."""
-        strides = (self.program.latent_stride, 1) if analysis else (1, self.program.latent_stride)
-        return tiled(transform, x, *strides, self.program.tile, self.program.halo)
-
-    def _to_x(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """uint8 [H, W, 3] -> float [1, 3, H', W'] in 0..1, padded to multiples of 64."""
+    def _g_a(self, rgb: NDArray[np.uint8], quality: int, progress: Progress) -> Tensor:
+        """uint8 [H, W, 3] -> y [N, H', W'] of the picture, padded to multiples of 64 by its last rows
+        and columns."""
         height, width, _ = rgb.shape
-        stride = self.program.stride
-        pixels = np.pad(rgb, ((0, -height % stride), (0, -width % stride), (0, 0)), mode="edge")
-        x = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 255
-        return x.contiguous(memory_format=torch.channels_last)
+        stride = self.program.latent_stride
+        rows, columns = (-(-side // self.program.stride) * CELL for side in (height, width))
+        y = torch.empty(self.program.latents, rows, columns, device=self.device)
+
+        def read(area: Area) -> Tensor:
+            at = [
+                np.arange(part.start * stride, part.stop * stride).clip(max=side - 1)
+                for part, side in zip(area, (height, width), strict=True)
+            ]
+            pixels = torch.from_numpy(rgb[at[0][0] : at[0][-1] + 1][:, at[1]][at[0] - at[0][0]])
+            x = pixels.to(self.device).permute(2, 0, 1)[None].float() / 255
+            return x.contiguous(memory_format=torch.channels_last)
+
+        def write(area: Area, part: Tensor) -> None:
+            y[(..., *area)] = part[0]
+
+        q = torch.tensor([float(quality)], device=self.device)
+        transform(self.transforms.g_a, q, (rows, columns), self.program.tile, read, write, progress)
+        return y
+
+    def _h_a(self, y: Tensor) -> Tensor:
+        """y [N, H, W] -> z [Z, H/4, W/4]."""
+        cells = y.shape[1] // CELL, y.shape[2] // CELL
+        z = torch.empty(self.program.hyper, *cells, device=self.device)
+        h_a = self.transforms.h_a
+        return local(lambda part: h_a(part[None])[0], y, cells, 3 * TILE, h_a.halo, z)
+
+    def _g_s(
+        self, y_hat: Tensor, width: int, height: int, quality: int, gray: bool, progress: Progress
+    ) -> NDArray[np.uint8]:
+        """y_hat [N, H', W'] -> uint8 [H, W, 3], rounded and clipped; three times their mean if `gray`."""
+        stride = self.program.latent_stride
+        rgb = np.empty((height, width, 3), np.uint8)
+
+        def read(area: Area) -> Tensor:
+            return y_hat[(..., *area)][None].contiguous(memory_format=torch.channels_last)
+
+        def write(area: Area, part: Tensor) -> None:
+            rows, columns = (slice(a.start * stride, a.stop * stride) for a in area)
+            room = rgb[rows, columns]
+            part = part[0, :, : room.shape[0], : room.shape[1]]
+            if gray:
+                part = part.mean(0, keepdim=True).expand(3, -1, -1)
+            pixels = part.mul(255).add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+            room[:] = pixels.permute(1, 2, 0).cpu().numpy()
+
+        q = torch.tensor([float(quality)], device=self.device)
+        size = int(y_hat.shape[1]), int(y_hat.shape[2])
+        transform(self.transforms.g_s, q, size, self.program.tile, read, write, progress)
+        return rgb
 
 
-def _to_rgb(x: Tensor) -> NDArray[np.uint8]:
-    """float [3, H, W] -> uint8 [H, W, 3], rounded and clipped."""
-    pixels = x.mul(255).add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+def part_of(progress: Progress | None, start: float, stop: float) -> Progress:
+    """What to tell the progress of a part, which goes from `start` to `stop` of the whole."""
+    if progress is None:
+        return lambda done: None
+    return lambda done: progress(start + (stop - start) * done)
 
 
-def tiled(
-    transform: Callable[[Tensor], Tensor],
-    x: Tensor,
-    stride_in: int,
-    stride_out: int,
-    tile: int,
-    halo: int,
-) -> Tensor:
-    """Apply a transform to tiles of at most `tile` latent positions and a halo around them, so that
-    memory stays bounded; a picture of up to tile * 16 pixels per side is one tile.
-
-    `stride_in` and `stride_out` are the units of x and of the result per latent position. The tiling
-    depends on the size alone, so all decoders agree.
-    """
-    height, width = (side // stride_in for side in x.shape[2:])
-    if max(height, width) <= tile:
-        return transform(x)
-    out: Tensor | None = None
-    for top, bottom in spans(height, tile):
-        for left, right in spans(width, tile):
-            y0, x0 = max(0, top - halo), max(0, left - halo)
-            y1, x1 = min(height, bottom + halo), min(width, right + halo)
-            part = x[:, :, y0 * stride_in : y1 * stride_in, x0 * stride_in : x1 * stride_in]
-            piece = transform(part.contiguous(memory_format=torch.channels_last))
-            if out is None:
-                out = piece.new_empty(1, piece.shape[1], height * stride_out, width * stride_out)
-            rows = slice((top - y0) * stride_out, (bottom - y0) * stride_out)
-            columns = slice((left - x0) * stride_out, (right - x0) * stride_out)
-            out[
-                :, :, top * stride_out : bottom * stride_out, left * stride_out : right * stride_out
-            ] = piece[:, :, rows, columns]
-    assert out is not None
-    return out
-
-
-def spans(length: int, tile: int) -> list[tuple[int, int]]:
-    """0..length in equal parts of at most `tile`."""
-    count = -(-length // tile)
-    edges = [length * i // count for i in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+def check_memory(pixels: int, bytes_per_pixel: int) -> None:
+    """LimitError, before anything is allocated, where a picture needs more memory than there is."""
+    needed, available = pixels * bytes_per_pixel, available_memory()
+    if available is not None and needed > available:
+        raise LimitError(
+            f"a picture of {pixels / 1e6:.0f} megapixels needs about {needed / 1e9:.1f} GB more "
+            f"memory, there are {available / 1e9:.1f}"
+        )
 
 
 @contextmanager

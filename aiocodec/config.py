@@ -6,12 +6,13 @@ from typing import Any
 
 DEFAULT_QUALITY = 50
 MAX_SIDE = 65535  # pixels of a picture, per side
-DEFAULT_MAX_PIXELS = 1 << 28
+DEFAULT_MAX_PIXELS = 1 << 28  # of a picture that is encoded
+DECODED_MAX_PIXELS = 1 << 27  # of one that is decoded: its file may be a stranger's
 LATENT_STRIDE = 16  # pixels of x per element of y, per side
 STRIDE = 64  # pixels of x per element of z; pictures are padded to multiples of it
 LMBDA_MIN, LMBDA_MAX = 40.0, 8000.0  # weight of the MSE on [0, 1] at quality 0 and 100
-TILE = 48  # latent positions per side that a transform sees at once, at most
-HALO = 4  # latent positions around a tile that it sees besides; weights/TRAINING.md has both
+TILE = 48  # latent positions per side that a transform computes at once, at most
+HALO = 4  # latent positions that weights say to be enough around a tile; see docs/format.md
 
 Order = tuple[tuple[tuple[int, int], tuple[int, int]], ...]
 """The pass that codes an element of y: [channel group][row % 2][column % 2], passes from 0. The

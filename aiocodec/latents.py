@@ -1,27 +1,32 @@
 """Latents y and z <-> words of a range-coder stream. Entropy model and range coder meet here only.
 
 What crosses machines is exact: z_hat and the symbols of y are integers, and so is everything that the
-decoder derives their tables from. z comes first, with a CRC of its own, so that nothing is computed
-from a damaged one.
+decoder derives their tables from. z comes first, see hyper.py, so that nothing is computed from a
+damaged one. The entropy model runs in tiles with the halo that its reach asks for, which changes no
+bit and bounds the memory; what is kept of a whole picture is y and two small integers per element.
 """
 
-import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aiocodec.config import LATENT_STRIDE, STRIDE
 from aiocodec.container import Latents
 from aiocodec.entropy.exact import ExactEntropyModel, Parameters
 from aiocodec.entropy.frozen import FrozenEntropyModel
-from aiocodec.errors import BitstreamError, ModelError
-from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder, Tables
+from aiocodec.errors import BitstreamError
+from aiocodec.hyper import HyperCoder, symbols_crc, tables
+from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder
+from aiocodec.tiling import KEPT_BYTES, Progress, Tile, local, tiles
 
-CodePass = Callable[[Parameters, Tensor], NDArray[np.int32]]
-"""Codes the elements of one pass, one way or the other: takes the parameters and the bool mask
-[N, H, W] of the elements that it covers, gives their symbols, int32 [n]."""
+TILE = 16  # positions of z that the entropy model sees at once, per side, at most
+CELL = STRIDE // LATENT_STRIDE  # elements of y per position of z, per side; tiles are cut in these
+
+Plane = NDArray[Any]  # [N, H, W], a small integer per element of y
 
 
 class LatentCoder:
@@ -34,89 +39,164 @@ class LatentCoder:
     def __init__(self, frozen: FrozenEntropyModel, device: torch.device | str = "cpu") -> None:
         self.program, self.device = frozen.program, torch.device(device)
         self.entropy = ExactEntropyModel(frozen).to(self.device)
-        try:
-            self.tables_y, self.tables_z = (Tables(*frozen.tables(which)) for which in "yz")
-        except ValueError as fault:
-            raise ModelError(f"the tables of the weights are malformed: {fault}") from None
+        self.hyper, self.tables_y = HyperCoder(frozen), tables(frozen, "y")
 
-    def encode(self, y: Tensor, z: Tensor, quality: int) -> Latents:
-        """y [N, H, W] and z [Z, H/4, W/4], float, whatever their values, of a picture that is coded at
-        a quality 0..100, to the words that `decode` takes."""
+    def encode(
+        self, y: Tensor, z: Tensor, quality: int, progress: Progress = lambda done: None
+    ) -> Latents:
+        """y [N, H, W] and z [Z, H/4, W/4], float32, whatever their values, of a picture that is coded
+        at a quality 0..100, to the words that `decode` takes. y is used up: it holds what the decoder
+        will know of it, in units of its steps."""
         encoder, bound = Encoder(), self.program.z_max
         z_hat = z.add(0.5).floor().nan_to_num(0).clamp(-bound, bound)
-        symbols_z = _to_numpy(z_hat)
-        encoder.encode(symbols_z.ravel(), self._indexes_z(symbols_z.shape, quality), self.tables_z)
-        crc = z_crc = symbols_crc(symbols_z)
-        features = self.entropy.features(z_hat, quality)
-        v = (y / self.entropy.steps(features)).double()
-
-        def code(parameters: Parameters, mask: Tensor) -> NDArray[np.int32]:
-            nonlocal crc
-            exact = (v - parameters.means / self.program.symbol_unit)[mask]
-            bounded = (
-                exact.add_(0.5).floor_().nan_to_num_(0.0).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
-            )
-            symbols = _to_numpy(bounded)
-            encoder.encode(symbols, _to_numpy(parameters.indexes[mask]), self.tables_y)
-            crc = symbols_crc(symbols, crc)
-            return symbols
-
-        self._code_y(features, code)
+        crc = z_crc = self.hyper.encode(encoder, z_hat.int().cpu().numpy(), quality)
+        grid = _Grid(self.entropy, z_hat, quality)
+        for tile in grid:
+            grid.of(y, tile).div_(self.entropy.steps(grid.features(tile)))
+        indexes, symbols = grid.plane(np.uint8), grid.plane(np.int16)
+        unit = self.program.symbol_unit
+        for k in range(self.entropy.passes):
+            for tile, parameters, turn in self._predict(k, grid, y):
+                means = parameters.means / unit
+                part = grid.of(y, tile)
+                exact = (part.double() - means).add_(0.5).floor_().nan_to_num_(0.0)
+                rounded = exact.clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+                part.copy_(torch.where(turn, rounded + means, part))
+                grid.of(indexes, tile)[:] = _to_numpy(parameters.indexes, torch.uint8)
+                grid.of(symbols, tile)[:] = _to_numpy(rounded, torch.int16)
+            coded = self._gather(k, symbols)
+            encoder.encode(coded, self._gather(k, indexes), self.tables_y)
+            crc = symbols_crc(coded, crc)
+            progress((k + 1) / self.entropy.passes)
         return Latents(encoder.finish(), crc, z_crc)
 
-    def decode(self, latents: Latents, width: int, height: int, quality: int) -> Tensor:
+    def decode(
+        self,
+        latents: Latents,
+        width: int,
+        height: int,
+        quality: int,
+        progress: Progress = lambda done: None,
+    ) -> Tensor:
         """y_hat [N, H/16, W/16], float32, for a picture of `width` x `height` pixels, padded.
 
         Raises:
             BitstreamError: the words or their CRCs are damaged.
         """
-        decoder, program = Decoder(latents.words), self.program
-        shape = (program.hyper, -(-height // program.stride), -(-width // program.stride))
-        symbols_z = decoder.decode(self._indexes_z(shape, quality), self.tables_z).reshape(shape)
+        decoder, unit = Decoder(latents.words), self.program.symbol_unit
+        symbols_z = self.hyper.decode(decoder, latents, width, height, quality)
         crc = symbols_crc(symbols_z)
-        if latents.z_crc not in (None, crc):
-            raise BitstreamError("the decoded symbols of z have the wrong CRC")
-        if np.abs(symbols_z).max() > program.z_max:
-            raise BitstreamError("coded symbols are corrupt: a symbol is out of range")
-        features = self.entropy.features(self._to_tensor(symbols_z), quality)
-
-        def code(parameters: Parameters, mask: Tensor) -> NDArray[np.int32]:
-            nonlocal crc
-            symbols = decoder.decode(_to_numpy(parameters.indexes[mask]), self.tables_y)
-            crc = symbols_crc(symbols, crc)
-            return symbols
-
-        v_hat = self._code_y(features, code)
+        grid = _Grid(self.entropy, torch.from_numpy(symbols_z).to(self.device), quality)
+        y = torch.zeros(grid.shape, device=self.device)
+        indexes, means, symbols = (grid.plane(kind) for kind in (np.uint8, np.int16, np.int16))
+        for k in range(self.entropy.passes):
+            for tile, parameters, _ in self._predict(k, grid, y):
+                grid.of(indexes, tile)[:] = _to_numpy(parameters.indexes, torch.uint8)
+                grid.of(means, tile)[:] = _to_numpy(parameters.means, torch.int16)
+            coded = decoder.decode(self._gather(k, indexes), self.tables_y).astype(np.int16)
+            crc = symbols_crc(coded, crc)
+            self._scatter(k, coded, symbols)
+            for tile in grid:
+                part = grid.of(y, tile)
+                turn = self.entropy.when(part.shape[1], part.shape[2]) == k
+                values, mean = (self._to_tensor(grid.of(p, tile)) for p in (symbols, means))
+                part.copy_(torch.where(turn, values + mean / unit, part))
+            progress((k + 1) / self.entropy.passes)
         decoder.finish()
         if crc != latents.symbols_crc:
             raise BitstreamError("the decoded symbols have the wrong CRC")
-        return (v_hat / program.symbol_unit).float() * self.entropy.steps(features)
+        for tile in grid:
+            grid.of(y, tile).mul_(self.entropy.steps(grid.features(tile)))
+        return y
 
-    def _code_y(self, features: Tensor, code: CodePass) -> Tensor:
-        """The passes over y, the same for both directions; v_hat [N, H, W], which is symbols + means
-        in units of 1 / symbol_unit."""
-        masks = self.entropy.masks(features)
-        v_hat = features.new_zeros(masks.shape[1:])
-        for k, mask in enumerate(masks):
-            parameters = self.entropy.predict(k, features, v_hat)
-            symbols = self._to_tensor(code(parameters, mask))
-            v_hat[mask] = symbols * self.program.symbol_unit + parameters.means[mask]
-        return v_hat
+    def _predict(
+        self, k: int, grid: "_Grid", y: Tensor
+    ) -> Iterator[tuple[Tile, Parameters, Tensor]]:
+        """For every tile what pass k is coded with, and where it codes, bool [N, h, w]. y [N, H, W] is,
+        where passes before it have coded, symbols + means, in units of a symbol."""
+        for tile in grid:
+            seen = y[(..., *tile.around(CELL))]
+            turn = self.entropy.when(seen.shape[1], seen.shape[2])
+            # float32 holds symbols + means exactly wherever they do not saturate.
+            v_hat = torch.where(turn < k, seen.double() * self.program.symbol_unit, 0.0)
+            parameters = self.entropy.predict(k, grid.features(tile, around=True), v_hat)
+            within = (..., *tile.within(CELL))
+            inner = Parameters(parameters.indexes[within], parameters.means[within])
+            yield tile, inner, (turn == k)[within]
 
-    def _to_tensor(self, symbols: NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(symbols).to(self.device).double()
+    def _groups(self, k: int) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
+        """The channels of every group, and where in a cell of 2x2 pass k codes them."""
+        order = np.asarray(self.program.order)
+        size = self.program.latents // len(order)
+        for i, cell in enumerate(order):
+            yield slice(i * size, (i + 1) * size), cell == k
 
-    def _indexes_z(self, shape: tuple[int, ...], quality: int) -> NDArray[np.int32]:
-        """The table of every element of z [Z, h, w], flat: its channel, at the level of the quality."""
-        channels, height, width = shape
-        first = self.program.level(quality) * channels
-        return np.repeat(np.arange(first, first + channels, dtype=np.int32), height * width)
+    def _gather(self, k: int, plane: Plane) -> NDArray[Any]:
+        """The elements of pass k, [n], of a whole plane [N, H, W], in the order of coding."""
+        found = [plane[channels][:, self._where(cell, plane)] for channels, cell in self._groups(k)]
+        return np.concatenate([part.reshape(-1) for part in found])
+
+    def _scatter(self, k: int, symbols: NDArray[np.int16], plane: Plane) -> None:
+        """The inverse of `_gather`: put the symbols of pass k where they belong."""
+        at = 0
+        for channels, cell in self._groups(k):
+            where = self._where(cell, plane)
+            size = (channels.stop - channels.start) * int(where.sum())
+            plane[channels][:, where] = symbols[at : at + size].reshape(-1, int(where.sum()))
+            at += size
+
+    def _where(self, cell: NDArray[np.bool_], plane: Plane) -> NDArray[np.bool_]:
+        """A cell of 2x2 repeated over the rows and columns of a plane, which are even."""
+        height, width = plane.shape[1:]
+        return np.tile(cell, (height // 2, width // 2))
+
+    def _to_tensor(self, integers: NDArray[np.int16]) -> Tensor:
+        return torch.from_numpy(integers).to(self.device).double()
 
 
-def symbols_crc(symbols: NDArray[np.int32], crc: int = 0) -> int:
-    """CRC32 of symbols as little-endian int32, going on from `crc`."""
-    return zlib.crc32(symbols.astype("<i4").tobytes(), crc)
+class _Grid:
+    """The tiles of a picture, and the features in each: made once and kept as the int16 that they
+    are, or, where the picture is too large for that, made anew whenever they are needed."""
+
+    def __init__(self, entropy: ExactEntropyModel, z_hat: Tensor, quality: int) -> None:
+        self.entropy, self.z_hat, self.quality = entropy, z_hat, quality
+        self.cells = (int(z_hat.shape[1]), int(z_hat.shape[2]))
+        self.shape = (entropy.program.latents, self.cells[0] * CELL, self.cells[1] * CELL)
+        self.kept: Tensor | None = None
+        seen = entropy.predict_reach
+        if 2 * 3 * np.prod(self.shape) <= KEPT_BYTES:
+            kept = torch.empty(
+                (3 * self.shape[0], *self.shape[1:]), dtype=torch.int16, device=z_hat.device
+            )
+            halo = -(-entropy.features_reach // CELL)
+            local(self._features, z_hat, self.cells, TILE, halo, kept)
+            self.kept = kept
+        else:
+            seen += entropy.features_reach
+        self.tiles = tiles(*self.cells, TILE, -(-seen // CELL))
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self.tiles)
+
+    def features(self, tile: Tile, around: bool = False) -> Tensor:
+        """Float64 [3 N, h, w] of a tile, or, right as far as `predict` needs them, of all around."""
+        area = tile.around(CELL) if around else tile.of(CELL)
+        if self.kept is not None:
+            return self.kept[(..., *area)].double()
+        found = self._features(self.z_hat[(..., *tile.around(1))])
+        return found if around else found[(..., *tile.within(CELL))]
+
+    def plane(self, kind: type[np.integer]) -> Plane:
+        """Room for a number per element of y."""
+        return np.zeros(self.shape, kind)
+
+    def of(self, whole, tile: Tile):  # type: ignore[no-untyped-def]
+        """The part of a tensor or a plane [N, H, W] that a tile is, as a view."""
+        return whole[(..., *tile.of(CELL))]
+
+    def _features(self, z_hat: Tensor) -> Tensor:
+        return self.entropy.features(z_hat, self.quality)
 
 
-def _to_numpy(integers: Tensor) -> NDArray[np.int32]:
-    return integers.to(torch.int32).cpu().numpy()
+def _to_numpy(integers: Tensor, kind: torch.dtype) -> Plane:
+    return integers.to(kind).cpu().numpy()

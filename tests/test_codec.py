@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import aiocodec
-from aiocodec.codec import Codec, spans, tiled
-from aiocodec.config import CHECKERBOARD, HALO, TILE, EntropyConfig, ModelConfig, Stage
+from aiocodec.codec import Codec
+from aiocodec.config import CHECKERBOARD, EntropyConfig, ModelConfig, Stage
 from aiocodec.container import (
     HEADER_SIZE,
     ChunkType,
@@ -28,8 +28,9 @@ from aiocodec.errors import (
     LimitError,
     ModelError,
 )
+from aiocodec.hyper import symbols_crc
 from aiocodec.image import Picture
-from aiocodec.latents import LatentCoder, symbols_crc
+from aiocodec.latents import LatentCoder
 from aiocodec.metrics import psnr
 from aiocodec.model import Model
 from aiocodec.pretrained import Manifest
@@ -360,38 +361,6 @@ def test_running_out_of_memory_is_one_of_our_errors(codec, monkeypatch):
         codec.encode(picture(8, 8), 50)
 
 
-# --------------------------------------------------------------------------- tiles
-
-
-def test_tiles_cover_everything_once():
-    x = torch.rand(1, 2, (2 * TILE + 3) * 2, 2 * 5)
-    assert torch.equal(tiled(lambda part: part, x, 2, 2, TILE, HALO), x)
-    expected = x[:, :, ::2, ::2]
-    assert torch.equal(tiled(lambda part: part[:, :, ::2, ::2], x, 2, 1, TILE, HALO), expected)
-
-
-def test_tiles_see_a_halo():
-    """A transform whose reach is within the halo gives the same with tiles and without."""
-    x = torch.rand(1, 1, TILE + 20, 3)
-    blur = torch.nn.AvgPool2d((2 * HALO + 1, 1), 1, (HALO, 0))
-    assert torch.allclose(tiled(blur, x, 1, 1, TILE, HALO), blur(x), atol=1e-6)
-
-
-@pytest.mark.parametrize("length", [1, TILE, TILE + 1, 5 * TILE - 1])
-def test_spans(length):
-    found = spans(length, TILE)
-    assert found[0][0] == 0
-    assert found[-1][1] == length
-    assert all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
-    assert max(b - a for a, b in found) <= TILE
-
-
-def test_a_picture_of_several_tiles_round_trips(codec):
-    source = picture(TILE * 16 + 200, 60)
-    decoded = codec.decode(codec.encode(source, 80))
-    assert psnr(source.rgb, decoded.rgb) > 25
-
-
 # --------------------------------------------------------------------------- the public functions
 
 
@@ -421,7 +390,7 @@ def test_latents_come_back(order, quality):
     coder = LatentCoder(frozen_of(model.entropy))
     y, z = torch.randn(24, 8, 12) * 4, torch.randn(8, 2, 3) * 5
     y[0, 0, 0], y[1, 2, 3], z[0, 0, 0] = 1e9, float("nan"), 1e9
-    latents = coder.encode(y, z, quality)
+    latents = coder.encode(y.clone(), z, quality)
     y_hat = coder.decode(latents, 190, 127, quality)
     z_hat = z.add(0.5).floor().clamp(-127, 127)
     steps = coder.entropy.steps(coder.entropy.features(z_hat, quality))

@@ -211,7 +211,7 @@ def digest_of_execution(device="cpu"):
         exact = ExactEntropyModel(frozen).to(device)
         z_hat, v_hats = random_inputs(frozen, 7, width=3000)
         features = exact.features(torch.from_numpy(z_hat // 20).to(device), 40)
-        tensors = [features, exact.masks(features)]
+        tensors = [features, exact.when(*features.shape[1:])]
         for k, v_hat in enumerate(v_hats):
             parameters = exact.predict(k, features, torch.from_numpy(v_hat).double().to(device))
             tensors += [parameters.indexes, parameters.means]

@@ -17,12 +17,12 @@ LAYERS = [
     {"evaluate.codecs", "training.data", "training.muon"},
     {"codec"},
     {"latents", "pretrained"},
-    {"model", "entropy.exact"},
+    {"hyper", "tiling", "model", "entropy.exact"},
     {"transforms", "entropy.frozen"},
     {"entropy.model"},
     {"layers", "entropy.passes", "training.config"},
     {"container", "rangecoder", "image", "metrics", "degrade"},
-    {"config", "errors"},
+    {"config", "errors", "memory"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
 FREE = {"__init__", "training.__init__", "evaluate.__init__", "entropy.__init__"}  # names, no code
@@ -34,7 +34,7 @@ FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
     for name in ("rangecoder", "codec", "latents", "pretrained", "training.release")
 }
 PACKAGES = {"aiocodec", "aiocodec.entropy", "aiocodec.training", "aiocodec.evaluate"}
-STDLIB_ONLY = {"config", "container", "errors", "training.config"}
+STDLIB_ONLY = {"config", "container", "errors", "memory", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
 
 

@@ -25,11 +25,17 @@ def count(order: Order) -> int:
     return 1 + max(position for group in order for row in group for position in row)
 
 
+def when(order: Order, shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """The pass that codes each element, [N, H, W], of a y (or a part that begins at an even row and
+    column) of this shape."""
+    channels, height, width = shape
+    cells = np.repeat(np.asarray(order, dtype=np.int8), channels // len(order), axis=0)
+    return np.tile(cells, (1, -(-height // 2), -(-width // 2)))[:, :height, :width]
+
+
 def masks(order: Order, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """bool [K, N, H, W] for y of `shape` [N, H, W]: true where a pass codes. Every element is coded in
     exactly one pass."""
-    channels, height, width = shape
-    cells = np.repeat(np.asarray(order, dtype=np.int8), channels // len(order), axis=0)
-    when = np.tile(cells, (1, -(-height // 2), -(-width // 2)))[:, :height, :width]
-    found: NDArray[np.bool_] = when == np.arange(count(order), dtype=np.int8)[:, None, None, None]
+    turns = np.arange(count(order), dtype=np.int8)[:, None, None, None]
+    found: NDArray[np.bool_] = when(order, shape) == turns
     return found
