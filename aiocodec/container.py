@@ -29,7 +29,7 @@ Chunk, back to back until the body ends:
          n  payload
          4  CRC32 of type, length and payload together
 
-Types, in any order, each of them at most once (an unknown type may repeat):
+Types, in any order, each of them at most once (an unknown type may repeat), at most 1024 chunks in all:
 
       type  name        payload
       0x01  LATENTS     required, see below
@@ -55,12 +55,13 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aiocodec.config import DEFAULT_MAX_PIXELS, MAX_SIDE
+from aiocodec.config import DECODED_MAX_PIXELS, MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, LimitError, VersionError
 
 MAGIC = b"\x8aAIC"
 VERSION = 2
 HEADER_SIZE = 32
+MAX_CHUNKS = 1024  # in a file
 
 _MAX_U32 = (1 << 32) - 1
 _MAX_LENGTH_BYTES = 5
@@ -160,7 +161,7 @@ def pack(header: Header, chunks: Iterable[tuple[int, bytes]]) -> bytes:
     return fields + _crc(fields) + body
 
 
-def unpack(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Container:
+def unpack(data: bytes, *, max_pixels: int = DECODED_MAX_PIXELS) -> Container:
     """Take a whole file apart.
 
     All of the table above is checked, but for the frame of LATENTS: see `unpack_latents`.
@@ -179,9 +180,11 @@ def unpack(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Container:
         raise BitstreamError(f"truncated: {present} of {body_length} bytes follow the header")
     if present > body_length:
         raise BitstreamError(f"bytes after the end of the image: {present - body_length}")
-    chunks = []
+    chunks: list[tuple[int, bytes]] = []
     at = HEADER_SIZE
     while at < len(data):
+        if len(chunks) == MAX_CHUNKS:
+            raise BitstreamError(f"more than {MAX_CHUNKS} chunks")
         type, payload, at = _unpack_chunk(data, at)
         chunks.append((type, payload))
     _check_types([type for type, _ in chunks])
@@ -261,6 +264,8 @@ def _check_header(header: Header) -> None:
 
 def _check_types(types: Sequence[int]) -> None:
     """Raise BitstreamError or VersionError unless chunks of these types make a file."""
+    if len(types) > MAX_CHUNKS:
+        raise BitstreamError(f"more than {MAX_CHUNKS} chunks")
     for type in types:
         if not 0 <= type <= 255:
             raise BitstreamError(f"chunk type {type} does not fit in a byte")

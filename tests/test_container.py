@@ -4,15 +4,17 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 
 from aiocodec.container import (
-    DEFAULT_MAX_PIXELS,
+    DECODED_MAX_PIXELS,
     HEADER_SIZE,
     MAGIC,
+    MAX_CHUNKS,
     VERSION,
     ChunkType,
     Container,
@@ -119,7 +121,7 @@ def random_container(
 def test_round_trip(seed: int, version: int) -> None:
     header, chunks = random_container(random.Random(seed), version, max_payload=300)
     data = pack(header, iter(chunks))
-    assert unpack(data) == Container(header, tuple(chunks))
+    assert unpack(data, max_pixels=1 << 32) == Container(header, tuple(chunks))
     assert pack(header, chunks) == data
 
 
@@ -150,7 +152,7 @@ def test_golden(version: int, z_crc: int | None, golden: bytes) -> None:
 
 
 def test_constants_are_those_of_the_format() -> None:
-    assert (MAGIC.hex(), VERSION, HEADER_SIZE, DEFAULT_MAX_PIXELS) == ("8a414943", 2, 32, 2**28)
+    assert (MAGIC.hex(), VERSION, HEADER_SIZE, DECODED_MAX_PIXELS) == ("8a414943", 2, 32, 2**27)
     assert (Flags.GRAY, Flags.ALPHA, Flags.SIXTEEN_BIT, Flags.ORIENTED) == (1, 2, 4, 8)
     assert {type.name: int(type) for type in ChunkType} == {
         "LATENTS": 0x01,
@@ -209,11 +211,28 @@ def test_unknown_skippable_chunks_are_kept_in_order_and_may_repeat(version: int)
     ("width", "height", "quality"), [(1, 1, 0), (65535, 4096, 100), (4096, 65535, 1)]
 )
 def test_extremes_are_accepted(width: int, height: int, quality: int) -> None:
-    header = unpack(raw_file(width=width, height=height, quality=quality)).header
+    data = raw_file(width=width, height=height, quality=quality)
+    header = unpack(data, max_pixels=2**28).header
     assert (header.width, header.height, header.quality) == (width, height, quality)
 
 
 # Nothing damaged is accepted
+
+
+@both_versions
+def test_chunks_are_counted(version: int) -> None:
+    """Millions of empty chunks are refused as soon as there are too many."""
+    latents = raw_chunk(1, bytes(8))
+    most = raw_file(latents + raw_chunk(0xC0, b"") * (MAX_CHUNKS - 1), version=version)
+    assert len(unpack(most).chunks) == MAX_CHUNKS
+    started = time.perf_counter()
+    for more in (0, 2_000_000):
+        data = raw_file(latents + raw_chunk(0xC0, b"") * (MAX_CHUNKS + more), version=version)
+        with pytest.raises(BitstreamError, match="1024 chunks"):
+            unpack(data)
+    assert time.perf_counter() - started < 2
+    with pytest.raises(ValueError, match="1024 chunks"):
+        pack(Header(50, 1, 1, bytes(8), version=version), [(1, b""), *[(0xC0, b"")] * MAX_CHUNKS])
 
 
 @both_versions
