@@ -87,6 +87,25 @@ class Picture:
     xmp: bytes | None = None  # XML packet; its orientation fits rgb
 
 
+def kind(head: bytes) -> str | None:
+    """The name that Pillow has for the format of an image file which begins with `head`, as "PNG".
+
+    None where no format begins like that. The first 16 bytes decide, all further ones are welcome.
+    It is the signature alone that counts: the file may be damaged, or of a format that `read`
+    refuses. Formats without a signature (TGA, for one) are never found.
+    """
+    for load_plugins in (Image.preinit, Image.init):  # the common formats first, it is cheaper
+        load_plugins()
+        for name in Image.ID:
+            accept = Image.OPEN[name][1]
+            try:
+                if accept and accept(head[:16]):
+                    return name
+            except (IndexError, struct.error):  # `head` is too short for this one
+                pass
+    return None
+
+
 def read(data: bytes, *, max_pixels: int = 1 << 28) -> Picture:
     """The first frame of the image file `data`, in 8 bits, turned upright.
 

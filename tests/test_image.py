@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, ImageOps, features
 
 from aiocodec import image as images
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
-from aiocodec.image import Picture, format_of, pack_alpha, read, unpack_alpha, write
+from aiocodec.image import Picture, format_of, kind, pack_alpha, read, unpack_alpha, write
 
 HEIGHT, WIDTH = 9, 11
 RNG = np.random.default_rng(1)
@@ -373,6 +373,30 @@ def test_first_frame_of_several() -> None:
     first, second = (Image.new("L", (4, 4), level) for level in (10, 200))
     data = encoded(first, "GIF", save_all=True, append_images=[second])
     assert (read(data).rgb == 10).all()
+
+
+# --- kind
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "GIF", "ICO", "JPEG2000", "PCX", "DDS", "QOI"])
+def test_kind_is_the_name_of_the_format(format: str) -> None:
+    data = encoded(Image.fromarray(SMOOTH), format)
+    assert kind(data) == kind(data[:16]) == kind(data[:4096]) == format
+
+
+def test_kind_needs_no_intact_file() -> None:
+    assert kind(b"\x89PNG\r\n\x1a\n") == "PNG"
+    assert kind(b"\xff\xd8\xff\xe0garbage") == "JPEG"
+    assert kind(b"%!PS-Adobe-3.0 EPSF-3.0") == "EPS"
+    assert kind(b"8BPS") == "PSD"
+    for head in (b"", b"\x89", b"P", b"\x8aAIC\2\0\0\0", b"just some text", bytes(64), b"{}\n"):
+        assert kind(head) is None, head
+
+
+def test_kind_of_random_bytes_raises_nothing() -> None:
+    rng = random.Random(5)
+    for _ in range(2000):
+        assert kind(rng.randbytes(rng.randrange(20))) in {None, *Image.ID}
 
 
 # --- orientation and metadata
