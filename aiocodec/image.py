@@ -1,9 +1,11 @@
 """Image files <-> uint8 pixels [H, W, 3] and metadata. All that aiocodec knows of Pillow is here.
 
-`read` takes whatever Pillow opens (except PostScript, which would run an interpreter on the input)
-and makes of it what a viewer would show: 8-bit RGB, turned upright, the first frame of several.
-`write` takes such a picture to PNG, JPEG, WebP, TIFF, BMP, PPM or AVIF. `pack_alpha` and
-`unpack_alpha` are the lossless form that a transparency plane has inside an .aic file.
+`read` takes the formats of FORMATS and makes of them what a viewer would show: 8-bit RGB, turned
+upright, the first frame of several. `write` takes such a picture to PNG, JPEG, WebP, TIFF, BMP, PPM
+or AVIF, and `losses` says what it leaves out. `pack_alpha` and `unpack_alpha` are the lossless form
+that a transparency plane has inside an .aic file.
+
+Any file may come from a stranger, and so may the metadata of any Picture: see docs/security.md.
 """
 
 import logging
@@ -12,12 +14,15 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+import zlib
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
+from itertools import accumulate
 from pathlib import PurePath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +31,42 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, Unid
 from aiocodec.config import MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
 
+# What `read` tries, in this order. TGA has no signature, so that it comes last. A name is as Pillow
+# has it; MPO is a JPEG with further pictures in it.
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "GIF",
+    "BMP",
+    "PPM",
+    "WEBP",
+    "AVIF",
+    "TIFF",
+    "DIB",
+    "ICO",
+    "ICNS",
+    "JPEG2000",
+    "PSD",
+    "PCX",
+    "SGI",
+    "DDS",
+    "QOI",
+    "TGA",
+)
+MAX_EXIF = 1 << 20  # bytes; larger metadata is neither read nor written
+MAX_ICC = MAX_XMP = 1 << 24
+
+_LIMITS = {"EXIF": MAX_EXIF, "ICC profile": MAX_ICC, "XMP": MAX_XMP}
+
 _AIC_MAGIC = b"\x8aAIC"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # as Pillow takes them
 _EXIF_PREFIX = b"Exif\0\0"
+_XMP_KEY = b"XML:com.adobe.xmp\0"  # of an iTXt chunk in PNG
+_IN_SCANS = {b"\0", b"\xff", *(bytes([marker]) for marker in range(0xD0, 0xD8))}  # after FF in JPEG
+_NO_PADDING = re.compile(rb"[^\xff]")  # of a marker in JPEG
 _ORIENTATION = 0x0112
 _XMP_TAG = 0x02BC
 
@@ -68,6 +105,22 @@ SUFFIXES = frozenset(_FORMATS)  # of the files in a folder that count as images
 _HOLD_ALPHA = {"PNG", "WEBP", "TIFF", "AVIF"}
 _HOLD_GRAY = {"PNG", "JPEG", "TIFF", "BMP", "PPM", "AVIF"}
 _HOLD_GRAY_AND_ALPHA = {"PNG", "TIFF"}
+_HOLD_NO_METADATA = {"BMP", "PPM"}
+# EXIF and XMP fit into one segment, a profile into 255.
+_JPEG_LIMITS = {"EXIF": 65533 - 6, "ICC profile": 255 * (65533 - 14), "XMP": 65533 - 29}
+
+# A picture of so many pixels is decoded however short its file is. A larger one must have a byte of
+# data for each so many pixels, or else most of it is missing or it is meant as a bomb. Huffman codes
+# of JPEG take a bit for a block of 64 pixels, those of GIF 12 bits for a string of 3839 pixels, the
+# runs of BMP two bytes for 255 pixels. The other formats have no bound, and get a generous one.
+_SMALL = 1 << 22
+_DENSITY = {"JPEG": 512, "GIF": 2731, "BMP": 128, "DIB": 128}
+_DENSEST = 1 << 16
+
+_MAX_CHUNKS = 1 << 18  # of a PNG
+_MAX_SEGMENTS = 1 << 12  # of a JPEG, before its first scan
+_MAX_FRAMES = 1 << 12  # that are counted
+_STRIP = 1 << 20  # pixels that are converted at a time
 
 # Pillow logs a few failures as well as raising them, and Python prints what no handler takes.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -85,6 +138,7 @@ class Picture:
     icc: bytes | None = None  # a profile of RGB, or of gray values where `gray`
     exif: bytes | None = None  # TIFF block without the prefix 'Exif\0\0'; its orientation fits rgb
     xmp: bytes | None = None  # XML packet; its orientation fits rgb
+    warnings: tuple[str, ...] = ()  # what `read` had to leave out or guess, a clause each
 
 
 def kind(head: bytes) -> str | None:
@@ -106,7 +160,13 @@ def kind(head: bytes) -> str | None:
     return None
 
 
-def read(data: bytes, *, max_pixels: int = 1 << 28) -> Picture:
+def read(
+    data: bytes,
+    *,
+    max_pixels: int = 1 << 28,
+    strict: bool = False,
+    formats: Sequence[str] | None = None,
+) -> Picture:
     """The first frame of the image file `data`, in 8 bits, turned upright.
 
     - Gray with 16 bits (Pillow's I;16 and I, taken as 0..65535) is scaled with rounding. Colour
@@ -116,19 +176,34 @@ def read(data: bytes, *, max_pixels: int = 1 << 28) -> Picture:
       there is no usable profile; LAB goes to sRGB. Their profiles are dropped after that.
     - Transparency may be an alpha channel, a palette's or a colour key. Colours under full
       transparency are kept. Alpha that is 255 everywhere is no alpha.
+    - A JPEG that ends early is decoded as far as it goes: the rest is gray or, where it is
+      progressive, blurred. `strict` refuses it. All other formats are refused when they end early.
+    - EXIF of more than MAX_EXIF bytes, an ICC profile of more than MAX_ICC and XMP of more than
+      MAX_XMP are left out, and so is an ICC profile that is damaged. The picture is read.
 
-    Raises ImageError for what is not an image, is truncated or is damaged so that it cannot be
-    decoded, and LimitError, before decoding, for more than `max_pixels` pixels or a side longer
-    than 65535. One call at a time: Pillow's own pixel limit and Python's warnings are out of force
-    for the whole process meanwhile.
+    `formats` are the names of those to try, out of FORMATS and in any case; by default all. What was
+    lost is in the `warnings` of the picture: further frames, bits, colours, text, metadata.
+
+    Raises ValueError for a name that is not in FORMATS, and ImageError for what is not an image of
+    these formats, is truncated, is damaged so that it cannot be decoded, or has more metadata than
+    can be taken apart in reasonable time. Raises LimitError, before decoding, for more than
+    `max_pixels` pixels, a side longer than 65535, or a file far too short for its size. One call at
+    a time: Pillow's own pixel limit and Python's warnings are out of force for the whole process
+    meanwhile.
     """
+    wanted = _chosen(formats)
     if not data:
         raise ImageError("the input is empty")
     if data.startswith(_AIC_MAGIC):
         raise ImageError("the input is an .aic file already")
     try:
-        with _quiet_pillow(max_pixels), Image.open(BytesIO(data)) as image:
-            return _picture(image, data, max_pixels)
+        with _quiet_pillow(max_pixels):
+            try:
+                return _decoded(data, wanted, max_pixels)
+            except OSError as error:
+                if strict or not data.startswith(_JPEG_MAGIC) or "truncated" not in str(error):
+                    raise
+            return _decoded(data, wanted, max_pixels, mend=True)
     except AicError:
         raise
     except Image.DecompressionBombError as error:
@@ -137,6 +212,9 @@ def read(data: bytes, *, max_pixels: int = 1 << 28) -> Picture:
     except MemoryError as error:
         raise LimitError("not enough memory to decode the image") from error
     except UnidentifiedImageError as error:
+        name = kind(data[:16])
+        if name is not None and name not in wanted:
+            raise ImageError(f"the format {name} is not among those to read") from error
         raise ImageError("not an image, or one that is damaged at its start") from error
     except Exception as error:  # Pillow's decoders raise nearly everything
         raise ImageError(f"the image cannot be decoded: {_one_line(error)}") from error
@@ -146,19 +224,16 @@ def write(picture: Picture, format: str = "PNG") -> bytes:
     """The picture as a file of `format`: PNG, JPEG, WEBP, TIFF, BMP, PPM or AVIF.
 
     JPEG and AVIF have quality 95 and full colour resolution, WebP is lossless. A gray picture gets
-    one channel, the rounded mean of the three, except in WebP and, with alpha, in AVIF. JPEG, BMP
-    and PPM have no transparency: the picture is written opaque. BMP and PPM have no metadata
-    either; TIFF and AVIF get EXIF as Pillow rewrites it, TIFF without the tags about file layout;
-    JPEG goes without EXIF or XMP that is longer than its 64 KiB. A profile is written only where
-    it is one of the channels in the file ('GRAY' or 'RGB '). The same picture gives the same bytes.
+    one channel, the rounded mean of the three, except in WebP and, with alpha, in AVIF. TIFF and
+    AVIF get EXIF as Pillow rewrites it, TIFF without the tags about file layout. What is left out
+    otherwise is what `losses` says. The same picture gives the same bytes.
 
-    Raises OutputError for another format, and where the encoder fails (a WebP side is at most
-    16383, for one).
+    Raises OutputError for another format, and where the encoder fails (a side is at most 16383 in
+    WebP and 65500 in JPEG, for two).
     """
     if format not in _FORMATS.values():
         raise OutputError(f"unknown image format {format}")
-    alpha = picture.alpha if format in _HOLD_ALPHA else None
-    gray = picture.gray and format in (_HOLD_GRAY if alpha is None else _HOLD_GRAY_AND_ALPHA)
+    alpha, gray = _planes(picture, format)
     out = BytesIO()
     try:
         image = Image.fromarray(_channels(picture.rgb, alpha, gray))
@@ -168,6 +243,31 @@ def write(picture: Picture, format: str = "PNG") -> bytes:
     except Exception as error:
         raise OutputError(f"cannot write {format}: {_one_line(error)}") from error
     return out.getvalue()
+
+
+def losses(picture: Picture, format: str) -> list[str]:
+    """What `write` leaves out of a file of `format`, a clause each.
+
+    JPEG, BMP and PPM have no transparency: the picture is written opaque. BMP and PPM have no
+    metadata. EXIF and XMP that are longer than the 64 KiB of JPEG, metadata beyond MAX_EXIF, MAX_ICC
+    and MAX_XMP, EXIF that Pillow cannot rewrite where it must, and an ICC profile that is not one of
+    the channels in the file ('GRAY' or 'RGB ') are left out too. Raises OutputError as `write` does.
+    """
+    if format not in _FORMATS.values():
+        raise OutputError(f"unknown image format {format}")
+    alpha, gray = _planes(picture, format)
+    lost = []
+    if picture.alpha is not None and alpha is None:
+        lost.append(f"the transparency is left out: {format} has none")
+    written = _metadata_for(picture, format, gray)
+    for name, value, kept in (
+        ("ICC profile", picture.icc, written["icc_profile"]),
+        ("EXIF", picture.exif, written["exif"]),
+        ("XMP", picture.xmp, written["xmp"]),
+    ):
+        if value and not kept:
+            lost.append(f"the {name} is left out: {_reason(name, value, format)}")
+    return lost
 
 
 def format_of(path: str) -> str:
@@ -196,30 +296,69 @@ def unpack_alpha(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
     header = struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 0, 0, 0, 0)
     if not data.startswith(_PNG_MAGIC + header):
         raise BitstreamError(f"the alpha plane is not a gray PNG of {width}x{height} pixels")
-    if _PNG_END not in data:
+    if (width + 1) * height > 1032 * len(data):  # Deflate cannot do better than that.
         raise BitstreamError("the alpha plane is truncated")
     try:
-        with _quiet_pillow(width * height), Image.open(BytesIO(data), formats=["PNG"]) as image:
-            alpha = np.array(image)
+        file, _, _ = _png(data)
+        with _quiet_pillow(width * height), Image.open(file, formats=["PNG"]) as image:
+            image.load()
+            if image.mode != "L" or image.size != (width, height):
+                raise BitstreamError("the alpha plane is not plain gray")
+            alpha = np.empty((height, width), np.uint8)
+            for rows, strip in _strips(image):
+                alpha[rows] = np.asarray(strip)
+    except BitstreamError:
+        raise
     except MemoryError as error:
         raise LimitError("not enough memory to decode the alpha plane") from error
     except Exception as error:
         raise BitstreamError(f"the alpha plane is damaged: {_one_line(error)}") from error
-    if alpha.shape != (height, width) or alpha.dtype != np.uint8:
-        raise BitstreamError("the alpha plane is not plain gray")
     return alpha
 
 
 # --- reading
 
 
-def _picture(image: Image.Image, data: bytes, max_pixels: int) -> Picture:
+def _chosen(formats: Sequence[str] | None) -> list[str]:
+    """The formats to try, as Pillow's `open` takes them."""
+    names = FORMATS if formats is None else [name.upper() for name in formats]
+    for name in names:
+        if name not in FORMATS:
+            raise ValueError(f"unknown image format {name}; known are {' '.join(FORMATS)}")
+    chosen = {"JPEG" if name == "MPO" else name for name in names}
+    return [name for name in FORMATS if name in chosen]
+
+
+def _decoded(data: bytes, wanted: list[str], max_pixels: int, mend: bool = False) -> Picture:
+    """What `read` returns; raises whatever Pillow does. `mend` ends a JPEG where its data ends."""
+    info: dict[str, bytes] = {}
+    notes: list[str] = []
+    file: IO[bytes] = BytesIO(data)
+    if data.startswith(_PNG_MAGIC) and "PNG" in wanted:
+        file, info, notes = _png(data)
+    elif data.startswith(_JPEG_MAGIC) and "JPEG" in wanted:
+        file, notes = _jpeg(data, mend)
+    elif data[:4] in _TIFF_MAGIC and "TIFF" in wanted:
+        notes = _tiff(data)
+    elif data[:2] in (b"P1", b"P2", b"P3"):  # Pillow takes quadratic time for the comments of these
+        file = BytesIO(re.sub(rb"#[^\r\n]*", b"", data))
+    with Image.open(file, formats=wanted) as image:
+        image.info.update(info)
+        return _picture(image, data, max_pixels, notes)
+
+
+def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str]) -> Picture:
     """The picture in `image`, just opened from `data`; raises whatever Pillow does."""
     _check_size(image.size, max_pixels)
-    if image.format == "EPS":
-        raise ImageError("PostScript is not supported")
-    if image.format == "PNG" and _PNG_END not in data:  # Pillow is content with all the pixels
-        raise ImageError("the image is truncated: PNG without an end")
+    width, height = image.size
+    if width * height > max(_SMALL, len(data) * _DENSITY.get(image.format or "", _DENSEST)):
+        raise LimitError(
+            f"{width}x{height} pixels in {len(data)} bytes: truncated, or a decompression bomb"
+        )
+    if image.format in ("WEBP", "AVIF"):
+        notes += _left_out(getattr(image, "n_frames", 1) - 1)
+    elif image.format == "GIF":
+        notes += _left_out(_gif_frames(data) - 1)
 
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow turns these while it loads them, and forgets the orientation.
@@ -231,28 +370,42 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int) -> Picture:
     else:
         depth = _depth(image, data)
         image.load()
-        exif = _exif_block(_metadata(image, "exif"))
-        xmp = _metadata(image, "xmp", "XML:com.adobe.xmp")
+        exif, xmp = _exif_block(_metadata(image, "exif")), _metadata(image, "xmp")
         orientation, exif, xmp = _upright(exif, xmp)
         oriented = orientation != 1
     _check_size(image.size, max_pixels)  # an icon may turn out larger than it said
 
-    icc = _metadata(image, "icc_profile")
     gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     if image.format == "PNG" and data[25] == 4:
         gray = True  # 16-bit gray with alpha, which Pillow gives as RGBA
-    rgb, alpha = _pixels(image, depth, icc)
+    wide = depth > 8 or image.mode.startswith("I") or image.mode == "F"
+    if wide:
+        notes.append("samples of more than 8 bits are reduced to 8 bits")
+    metadata = {"ICC profile": _metadata(image, "icc_profile"), "EXIF": exif, "XMP": xmp}
+    for name, value in metadata.items():
+        if value is not None and not 0 < len(value) <= _LIMITS[name]:
+            notes.append(_lost(name))
+            metadata[name] = None
+    icc = metadata["ICC profile"]
+    rgb, alpha = _pixels(image, depth, icc, orientation)
     if alpha is not None and alpha.min() == 255:
         alpha = None
+    if image.mode in ("CMYK", "LAB"):
+        notes.append(f"{image.mode} is converted to sRGB")
+        icc = None
+    elif icc and icc[16:20] != b"RGB " and not (gray and icc[16:20] == b"GRAY"):
+        notes.append("the ICC profile is of other channels and left out")
+        icc = None
     return Picture(
-        rgb=_turned(rgb, orientation),
-        alpha=None if alpha is None else _turned(alpha, orientation),
+        rgb=rgb,
+        alpha=alpha,
         gray=gray,
-        sixteen_bit=depth > 8 or image.mode.startswith("I") or image.mode == "F",
+        sixteen_bit=wide,
         oriented=oriented,
-        icc=icc if icc and _describes(icc, image.mode, gray) else None,
-        exif=exif,
-        xmp=xmp,
+        icc=icc,
+        exif=metadata["EXIF"],
+        xmp=metadata["XMP"],
+        warnings=tuple(notes),
     )
 
 
@@ -265,13 +418,17 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits per channel of a PNG or PPM file, 8 for other formats."""
+    """Bits per channel of a PNG or PPM file, 16 for more than 8 in AVIF and JPEG 2000, else 8."""
     if image.format == "PNG":
         return data[24]
     if image.format == "PPM" and data[:2] in (b"P2", b"P3", b"P5", b"P6"):
         fields = re.sub(rb"#[^\r\n]*", b"", data[:4096]).split(None, 4)  # magic width height maxval
         if len(fields) > 3 and fields[3].isdigit() and int(fields[3]) > 255:
             return 16
+    if image.format == "AVIF" and (at := data.find(b"av1C", 0, 1 << 16)) > 0:
+        return 16 if data[at + 6 : at + 7] >= b"\x40" and data[at + 6] & 0x40 else 8
+    if image.format == "JPEG2000" and (at := data.find(b"\xff\x4f\xff\x51", 0, 1 << 16)) >= 0:
+        return 16 if (data[at + 42] & 0x7F) > 7 else 8
     return 8
 
 
@@ -281,45 +438,87 @@ def _tiff_depth(image: TiffImagePlugin.TiffImageFile) -> int:
     return max(bits) if isinstance(bits, tuple) else int(bits)
 
 
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """A loaded image in parts of whole rows, and which rows these are.
+
+    An array of the whole would cost a copy or two more than the one that is wanted.
+    """
+    width, height = image.size
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        yield slice(top, bottom), image.crop((0, top, width, bottom))
+
+
 def _pixels(
-    image: Image.Image, depth: int, icc: bytes | None
+    image: Image.Image, depth: int, icc: bytes | None, orientation: int = 1
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """RGB [H, W, 3] and alpha [H, W], if any, of a loaded image of any mode."""
-    if image.mode in ("1", "L"):
-        levels = np.asarray(image.convert("L"))
-        return _three(levels), _keyed(image, levels, depth)
-    if image.mode.startswith("I"):
-        samples = np.asarray(image)
+    """RGB [H, W, 3] and alpha [H, W], if any, of a loaded image of any mode, turned upright."""
+    shape = image.size if orientation in (5, 6, 7, 8) else image.size[::-1]
+    rgb = np.empty((*shape, 3), np.uint8)
+    alpha = None
+    convert = _conversion(image, depth, icc)
+    for rows, strip in _strips(image):
+        colour, opacity = convert(strip)
+        _as_stored(rgb, orientation)[rows] = colour
+        if opacity is not None:
+            alpha = np.empty(shape, np.uint8) if alpha is None else alpha
+            _as_stored(alpha, orientation)[rows] = opacity
+    return rgb, alpha
+
+
+_Conversion = Callable[[Image.Image], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
+
+
+def _conversion(image: Image.Image, depth: int, icc: bytes | None) -> _Conversion:
+    """From a strip of `image` to RGB [h, W, 3], or gray [h, W, 1], and to alpha [h, W], if any."""
+    if image.mode == "CMYK":
+        to_rgb = _from_cmyk(icc)
+        return lambda strip: (np.asarray(to_rgb(strip)), None)
+    if image.mode == "LAB":
+        to_srgb = _to_srgb("LAB", ImageCms.createProfile("LAB"))
+        return lambda strip: (np.asarray(to_srgb(strip)), None)
+    if image.mode == "F":
+        tops = [_finite(strip).max() for _, strip in _strips(image)]
+        scale = 255 if max(tops) <= 1 else 1
+        return lambda strip: (_rounded(_finite(strip) * scale), None)
+    return lambda strip: _converted(strip, depth)
+
+
+def _converted(
+    strip: Image.Image, depth: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """What `_conversion` is for the modes that need nothing but the strip."""
+    if strip.mode in ("1", "L"):
+        levels = np.asarray(strip.convert("L"))
+        return levels[..., None], _keyed(strip, levels, depth)
+    if strip.mode.startswith("I"):
+        samples = np.asarray(strip)
         top = 4095 if depth == 12 else 65535
         levels = np.clip(samples, 0, top).astype(np.uint32)
         levels *= 255
         levels += top // 2
         levels //= top
-        return _three(levels.astype(np.uint8)), _keyed(image, samples, depth)
-    if image.mode == "F":
-        samples = np.asarray(image)
-        values = np.where(np.isfinite(samples), samples, 0)
-        if values.max() <= 1:
-            values *= 255
-        return _three((np.clip(values, 0, 255) + 0.5).astype(np.uint8)), None
-    if image.mode in ("LA", "La"):
-        both = np.asarray(image.convert("LA"))
-        return _three(both[..., 0]), both[..., 1]
-    if image.mode == "RGB":
-        rgb = np.array(image)
-        return rgb, _keyed(image, rgb, depth)
-    if image.mode == "CMYK":
-        return np.array(_from_cmyk(image, icc)), None
-    if image.mode == "LAB":
-        return np.array(_to_srgb(image, ImageCms.createProfile("LAB"))), None
-    if image.has_transparency_data:  # RGBA, RGBa, PA, P
-        rgba = np.asarray(image.convert("RGBA"))
-        return np.ascontiguousarray(rgba[..., :3]), rgba[..., 3]
-    return np.array(image.convert("RGB")), None  # P, RGBX, YCbCr, HSV
+        return levels.astype(np.uint8)[..., None], _keyed(strip, samples, depth)
+    if strip.mode in ("LA", "La"):
+        both = np.asarray(strip.convert("LA"))
+        return both[..., :1], both[..., 1]
+    if strip.mode == "RGB":
+        rgb = np.asarray(strip)
+        return rgb, _keyed(strip, rgb, depth)
+    if strip.has_transparency_data:  # RGBA, RGBa, PA, P
+        rgba = np.asarray(strip.convert("RGBA"))
+        return rgba[..., :3], rgba[..., 3]
+    return np.asarray(strip.convert("RGB")), None  # P, RGBX, YCbCr, HSV
 
 
-def _three(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(levels[..., None], 3, axis=2)
+def _finite(strip: Image.Image) -> NDArray[np.float32]:
+    samples = np.asarray(strip)
+    return np.where(np.isfinite(samples), samples, np.float32(0))
+
+
+def _rounded(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return (np.clip(values, 0, 255) + 0.5).astype(np.uint8)[..., None]
 
 
 def _keyed(image: Image.Image, samples: NDArray[Any], depth: int) -> NDArray[np.uint8] | None:
@@ -340,58 +539,398 @@ def _keyed(image: Image.Image, samples: NDArray[Any], depth: int) -> NDArray[np.
     return np.where(clear, 0, 255).astype(np.uint8)
 
 
-def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
+def _from_cmyk(icc: bytes | None) -> Callable[[Image.Image], Image.Image]:
     if icc:
         try:
-            return _to_srgb(image, ImageCms.ImageCmsProfile(BytesIO(icc)))
+            return _to_srgb("CMYK", ImageCms.ImageCmsProfile(BytesIO(icc)))
         except (ImageCms.PyCMSError, OSError, ImportError):  # a broken profile, or no littleCMS
             pass
-    return image.convert("RGB")
+    return lambda strip: strip.convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
-    """`image` in sRGB, by relative colorimetry with black point compensation."""
-    converted = ImageCms.profileToProfile(
-        image,
+def _to_srgb(mode: str, profile: Any) -> Callable[[Image.Image], Image.Image]:
+    """From images of `mode` to sRGB, by relative colorimetry with black point compensation."""
+    transform = ImageCms.buildTransform(
         profile,
         ImageCms.createProfile("sRGB"),
+        mode,
+        "RGB",
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode="RGB",
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
-    assert converted is not None  # it is None only where the image is changed in place
-    return converted
+    return transform.apply
 
 
-def _turned(plane: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """`plane` [H, W, ...] stored in an EXIF orientation 1..8, as it is meant to be seen."""
-    if orientation in (5, 6, 7, 8):
-        plane = plane.swapaxes(0, 1)
+def _as_stored(plane: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """A view of an upright `plane` [H, W, ...] as it is stored in an EXIF orientation 1..8."""
     if orientation in (3, 4, 7, 8):
         plane = plane[::-1]
     if orientation in (2, 3, 6, 7):
         plane = plane[:, ::-1]
-    return np.ascontiguousarray(plane)
+    if orientation in (5, 6, 7, 8):
+        plane = plane.swapaxes(0, 1)
+    return plane
+
+
+# --- what is done to a file before Pillow sees it
+
+
+class _Parts(RawIOBase):
+    """Pieces of files as one file, without a copy of them all."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._parts = [memoryview(part) for part in parts]
+        self._ends = list(accumulate(len(part) for part in parts))
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        self._at = offset + {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: self._ends[-1]}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        number = bisect(self._ends, self._at)
+        if number == len(self._parts):
+            return 0
+        part = self._parts[number][self._at - self._ends[number] :][: len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def _png(data: bytes) -> tuple[IO[bytes], dict[str, bytes], list[str]]:
+    """A PNG reduced to the chunks of its first picture, its metadata as Pillow names it (empty where
+    it is damaged or too large), and what was left out. ImageError for one without an end.
+
+    Pillow itself refuses a file with more text or a larger ICC profile than it likes, and takes text
+    apart that nobody asked for.
+    """
+    view = memoryview(data)
+    kept: dict[bytes, memoryview] = {}
+    scans: list[tuple[int, int]] = []
+    info: dict[str, bytes] = {}
+    texts = frames = 0
+    at = len(_PNG_MAGIC)
+    for _ in range(_MAX_CHUNKS):
+        if at + 12 > len(data):
+            raise ImageError("the image is truncated: PNG without an end")
+        length, name = struct.unpack_from(">I4s", data, at)
+        start, at = at, at + 12 + length
+        if at > len(data):
+            raise ImageError("the image is truncated: PNG without an end")
+        chunk, body = view[start:at], view[start + 8 : at - 4]
+        if name == b"IEND":
+            break
+        if name == b"IDAT":
+            if scans and scans[-1][1] == start:
+                start = scans.pop()[0]
+            scans.append((start, at))
+        elif name in (b"IHDR", b"PLTE", b"tRNS"):
+            if not scans:
+                kept.setdefault(name, chunk)
+        elif name == b"fcTL":
+            frames += bool(scans)
+        elif name == b"iTXt" and body[: len(_XMP_KEY)] == _XMP_KEY:
+            if "xmp" not in info:
+                info["xmp"] = _xmp_text(bytes(body)) if _intact(chunk) else b""
+        elif name == b"eXIf":
+            if "exif" not in info:
+                info["exif"] = _EXIF_PREFIX + body if _intact(chunk) else b""
+        elif name == b"iCCP":
+            if "icc_profile" not in info:
+                info["icc_profile"] = _icc_chunk(bytes(body)) if _intact(chunk) else b""
+        elif name in (b"tEXt", b"zTXt", b"iTXt"):
+            texts += 1
+    else:
+        raise ImageError(f"the image has more than {_MAX_CHUNKS} chunks")
+    parts: list[bytes | memoryview] = [_PNG_MAGIC, *kept.values()]
+    parts += [view[start:end] for start, end in scans]
+    notes = _left_out(frames) + _left_out(texts, "text chunk")
+    return BufferedReader(_Parts([*parts, chunk])), info, notes
+
+
+def _intact(chunk: memoryview) -> bool:
+    """Whether the checksum of a PNG chunk is right."""
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+
+
+def _xmp_text(body: bytes) -> bytes:
+    """The text of an iTXt chunk; empty where it is damaged or too large."""
+    flags, rest = body[len(_XMP_KEY) :][:2], body[len(_XMP_KEY) + 2 :]
+    text = rest.split(b"\0", 2)[-1] if rest.count(b"\0") >= 2 else b""
+    if flags[:1] == b"\0":
+        return text
+    return _inflated(text, MAX_XMP) if flags == b"\1\0" else b""
+
+
+def _icc_chunk(body: bytes) -> bytes:
+    """The profile in an iCCP chunk; empty where it is damaged or too large."""
+    compressed = body.partition(b"\0")[2]
+    return _inflated(compressed[1:], MAX_ICC) if compressed[:1] == b"\0" else b""
+
+
+def _inflated(compressed: bytes, limit: int) -> bytes:
+    """What zlib compressed; empty where that is damaged or more than `limit` bytes."""
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(compressed, limit + 1)
+    except zlib.error:
+        return b""
+    return plain if stream.eof and len(plain) <= limit else b""
+
+
+def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], list[str]]:
+    """A JPEG without the segments that nobody asked for, and what was left out. `mend` puts an end
+    where the data ends. ImageError for one that ends before its first scan."""
+    view = memoryview(data)
+    kept: list[bytes | memoryview] = [view[:2]]
+    exif: list[memoryview] = []
+    notes: list[str] = []
+    extended = False
+    at = 2
+    for _ in range(_MAX_SEGMENTS):
+        found = data.find(b"\xff", at)  # What is before it is junk, further FF are padding.
+        code = _NO_PADDING.search(data, found)
+        if found < 0 or code is None or code.end() + 2 > len(data):
+            raise ImageError("the image is truncated: JPEG without a picture")
+        at = code.start() - 1
+        marker, length = struct.unpack_from(">xBH", data, at)
+        if marker == 0xDA:
+            break
+        if marker in (0x00, 0x01, *range(0xD0, 0xDA)):  # these have no length
+            at += 2
+            continue
+        start, at = at, at + 2 + length
+        if at > len(data):
+            raise ImageError("the image is truncated: JPEG without a picture")
+        segment, body = view[start:at], bytes(view[start + 4 : min(at, start + 64)])
+        if marker == 0xE1 and body.startswith(_EXIF_PREFIX):
+            exif.append(segment)
+        elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xmp/extension/\0"):
+            extended = True
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            notes += _left_out(_mpf_pictures(bytes(segment[8:])) - 1)
+        elif (
+            not 0xE0 <= marker <= 0xEF
+            or marker in (0xE0, 0xEE)  # JFIF and Adobe tell libjpeg what the channels are
+            or body.startswith((b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"))
+        ) and marker != 0xFE:
+            kept.append(segment)
+    else:
+        raise ImageError(f"the image has more than {_MAX_SEGMENTS} segments before its picture")
+    if sum(map(len, exif)) <= MAX_EXIF:
+        kept += exif
+    else:
+        notes.append(_lost("EXIF"))
+    if extended:
+        notes.append("the extended XMP is left out")
+    if not mend:
+        return BufferedReader(_Parts([*kept, view[at:]])), notes
+    # A segment between two scans may be cut off, which libjpeg would wait for.
+    end = marker_at = len(data)
+    while (marker_at := data.rfind(b"\xff", max(at, len(data) - 65537), marker_at)) >= 0:
+        if data[marker_at + 1 : marker_at + 2] not in _IN_SCANS:
+            (length,) = struct.unpack(">H", data[marker_at + 2 : marker_at + 4].rjust(2, b"\xff"))
+            end = marker_at if marker_at + 2 + length > len(data) else end
+            break
+    notes.insert(0, "the JPEG ends early: what is missing is gray or blurred")
+    return BufferedReader(_Parts([*kept, view[at:end], b"\xff\xd9"])), notes
+
+
+def _mpf_pictures(block: bytes) -> int:
+    """The number of pictures in a JPEG, out of its MPF segment; 1 where that is malformed."""
+    try:
+        for tag, kind, _, place in _entries(block, _first_directory(block)):
+            if tag == 0xB001:
+                return _number(block, kind, place)
+    except struct.error:
+        pass
+    return 1
+
+
+def _gif_frames(data: bytes) -> int:
+    """The number of frames in a GIF; no more than _MAX_FRAMES are counted."""
+    frames = 0
+    try:
+        at = 13 + _gif_palette(data[10])
+        while frames <= _MAX_FRAMES and data[at] in b"!,":
+            if data[at] == ord("!"):
+                at += 2
+            else:
+                frames += 1
+                at += 11 + _gif_palette(data[at + 9])
+            while data[at]:
+                at += data[at] + 1
+            at += 1
+    except IndexError:  # the end of the data
+        pass
+    return frames
+
+
+def _gif_palette(flags: int) -> int:
+    """The length of the palette after `flags`."""
+    return 6 << (flags & 7) if flags & 0x80 else 0
+
+
+def _left_out(count: int, what: str = "further frame") -> list[str]:
+    """The note about `count` things that were, if there were any."""
+    if count <= 0:
+        return []
+    number = "1" if count == 1 else str(count) if count < _MAX_FRAMES else f"{_MAX_FRAMES} or more"
+    return [f"{number} {what} is left out" if count == 1 else f"{number} {what}s are left out"]
+
+
+# --- TIFF, and EXIF which has the same structure
+
+_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_SIDES = (
+    TiffImagePlugin.IMAGEWIDTH,
+    TiffImagePlugin.TILEWIDTH,
+    TiffImagePlugin.IMAGELENGTH,
+    TiffImagePlugin.TILELENGTH,
+)
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q"}
+_SUBDIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
+_LAYOUT = (
+    TiffImagePlugin.STRIPOFFSETS,
+    TiffImagePlugin.STRIPBYTECOUNTS,
+    TiffImagePlugin.TILEOFFSETS,
+    TiffImagePlugin.TILEBYTECOUNTS,
+)
+
+
+def _form(block: bytes) -> tuple[str, bool]:
+    """The byte order for `struct`, and whether it is a BigTIFF."""
+    return ">" if block.startswith(b"MM") else "<", block[2:3] == b"+"
+
+
+def _first_directory(block: bytes) -> int:
+    order, big = _form(block)
+    return int(struct.unpack_from(order + ("8xQ" if big else "4xI"), block)[0])
+
+
+def _entries(block: bytes, at: int) -> Iterator[tuple[int, int, int, int]]:
+    """Tag, type, count and place of the value of the tags in the directory at `at`; struct.error
+    where it is cut off."""
+    order, big = _form(block)
+    head, field, offset = ("Q", 8, "Q") if big else ("H", 4, "I")
+    (entries,) = struct.unpack_from(order + head, block, at)
+    at += struct.calcsize(order + head)
+    for _ in range(entries):
+        tag, kind, count = struct.unpack_from(order + "HH" + offset, block, at)
+        place = at + 4 + field
+        if count * _UNITS.get(kind, 0) > field:
+            (place,) = struct.unpack_from(order + offset, block, place)
+        yield tag, kind, count, place
+        at += 4 + 2 * field
+
+
+def _number(block: bytes, kind: int, place: int) -> int:
+    """The whole number of a tag; struct.error where it is none."""
+    if kind not in _INTEGERS:
+        raise struct.error("not a whole number")
+    order, _ = _form(block)
+    return int(struct.unpack_from(order + _INTEGERS[kind], block, place)[0])
+
+
+def _digestible(block: bytes) -> bool:
+    """Whether Pillow takes the tags of a TIFF file or EXIF block apart in little time and memory.
+
+    It makes an object of every number, of those of tags that share their bytes or go round in
+    circles too. What cameras and editors write stays far below these limits.
+    """
+    numbers = size = entries = 0
+    pending, seen = [_first_directory(block)] if len(block) >= 16 else [], set[int]()
+    while pending:
+        at = pending.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        try:
+            for tag, kind, count, place in _entries(block, at):
+                bytes_ = count * _UNITS.get(kind, 0)
+                entries += 1
+                if tag in _SUBDIRECTORIES and kind in _INTEGERS:
+                    pending.append(_number(block, kind, place))
+                if bytes_ <= len(block):  # Pillow takes no others.
+                    size += bytes_
+                    if tag in _LAYOUT:
+                        entries += count >> 6
+                    elif kind not in (1, 2, 7):
+                        numbers += 4 * count if kind in (5, 10) else count
+                if entries > 4096 or numbers > 1 << 18 or size > 2 * len(block):
+                    return False
+        except (struct.error, OverflowError):
+            pass
+    return True
+
+
+def _tiff(data: bytes) -> list[str]:
+    """What a TIFF file has besides its first picture; ImageError for one that Pillow or libtiff
+    would need much time or memory to refuse."""
+    if not _digestible(data):
+        raise ImageError("the image has more tags, or longer ones, than can be read safely")
+    sides: dict[int, int] = {}
+    at = 0
+    try:
+        at = _first_directory(data)
+        for tag, kind, _, place in _entries(data, at):
+            if tag in _SIDES and tag not in sides:
+                sides[tag] = _number(data, kind, place)
+    except (struct.error, OverflowError):
+        pass
+    for side, tile in (_SIDES[:2], _SIDES[2:]):
+        if sides.get(tile, 0) > max(1024, sides.get(side, 0) + 15):
+            raise ImageError("the tiles of the image are larger than the image")
+    return _left_out(_tiff_pages(data, at) - 1)
+
+
+def _tiff_pages(data: bytes, at: int) -> int:
+    """The number of pictures from the one at `at`, without the reduced ones; no more than
+    _MAX_FRAMES are counted."""
+    order, big = _form(data)
+    pages, seen = 0, set[int]()
+    try:
+        while at and at not in seen and len(seen) <= _MAX_FRAMES:
+            seen.add(at)
+            (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
+            tag, kind, _, place = next(_entries(data, at), (0, 0, 0, 0))
+            reduced = tag == 254 and _number(data, kind, place) & 1  # It is the lowest tag.
+            at += 8 + 20 * count if big else 2 + 12 * count
+            (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
+            pages += not (reduced and pages)
+    except (struct.error, OverflowError):
+        pass
+    return pages
 
 
 # --- metadata
 
 
-def _metadata(image: Image.Image, *keys: str) -> bytes | None:
-    """The first of `keys` that Pillow found in the file; None where it is empty or malformed."""
-    for key in keys:
-        value = image.info.get(key)
-        if isinstance(value, str):
-            value = value.encode(errors="replace")
-        if isinstance(value, bytes) and value:
-            return value
-    return None
+def _metadata(image: Image.Image, key: str) -> bytes | None:
+    """What Pillow found in the file under `key`; empty where it is malformed."""
+    if key not in image.info:
+        return None
+    value = image.info[key]
+    if isinstance(value, str):
+        value = value.encode(errors="replace")
+    return value if isinstance(value, bytes) else b""
 
 
 def _exif_block(exif: bytes | None) -> bytes | None:
-    """`exif` without its prefix; None where no TIFF block follows."""
-    block = (exif or b"").removeprefix(_EXIF_PREFIX)
-    return block if block.startswith((b"II*\0", b"MM\0*")) else None
+    """`exif` without its prefix; empty where no TIFF block follows."""
+    block = exif and exif.removeprefix(_EXIF_PREFIX)
+    return block if block is None or block.startswith((b"II*\0", b"MM\0*")) else b""
+
+
+def _lost(name: str) -> str:
+    """The note about metadata that cannot be kept."""
+    return f"the {name} is left out: it is damaged or larger than {_LIMITS[name] >> 20} MiB"
 
 
 def _upright(exif: bytes | None, xmp: bytes | None) -> tuple[int, bytes | None, bytes | None]:
@@ -410,30 +949,25 @@ def _upright(exif: bytes | None, xmp: bytes | None) -> tuple[int, bytes | None, 
 
 def _exif_orientation(exif: bytes) -> tuple[int | None, bytes]:
     """The orientation in the first IFD, if it is there, and `exif` with that tag set to 1."""
-    order = "<" if exif.startswith(b"II") else ">"
     orientation, upright = None, bytearray(exif)
     try:
-        (ifd,) = struct.unpack_from(order + "I", exif, 4)
-        (count,) = struct.unpack_from(order + "H", exif, ifd)
-        for entry in range(ifd + 2, ifd + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + "HH", exif, entry)
-            width = {1: "B", 3: "H", 4: "I"}.get(kind)
-            if tag == _ORIENTATION and width:
-                (orientation,) = struct.unpack_from(order + width, exif, entry + 8)
-                struct.pack_into(order + "HIHH", upright, entry + 2, 3, 1, 1, 0)
-    except struct.error:  # cut off: what was found before counts
+        for tag, kind, count, place in _entries(exif, _first_directory(exif)):
+            if tag == _ORIENTATION and kind in (1, 3, 4) and count * _UNITS[kind] <= 4:
+                orientation = _number(exif, kind, place)
+                struct.pack_into(_form(exif)[0] + "HIHH", upright, place - 6, 3, 1, 1, 0)
+    except struct.error:  # It is cut off, and what was found before counts.
         pass
     return orientation, bytes(upright)
 
 
 def _tiff_exif(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    """The tags about the photograph in a loaded TIFF file; None if there are none."""
+    """The tags about the photograph in a loaded TIFF file; empty where they are malformed."""
     try:
         tags = _about_the_photo(image.getexif())
         tags.bigtiff = False
         return _exif_block(tags.tobytes()) if tags else None
     except Exception:  # malformed tags raise anything, and must not cost the picture
-        return None
+        return b""
 
 
 def _about_the_photo(tags: Image.Exif) -> Image.Exif:
@@ -444,13 +978,13 @@ def _about_the_photo(tags: Image.Exif) -> Image.Exif:
     return tags
 
 
-def _describes(icc: bytes, mode: str, gray: bool) -> bool:
-    """Whether `icc` is a profile of the pixels that an image of `mode` was turned into."""
-    space = icc[16:20]
-    return mode not in ("CMYK", "LAB") and (space == b"RGB " or (gray and space == b"GRAY"))
-
-
 # --- writing
+
+
+def _planes(picture: Picture, format: str) -> tuple[NDArray[np.uint8] | None, bool]:
+    """The alpha that a file of `format` gets, if any, and whether its colour is one gray channel."""
+    alpha = picture.alpha if format in _HOLD_ALPHA else None
+    return alpha, picture.gray and format in (_HOLD_GRAY if alpha is None else _HOLD_GRAY_AND_ALPHA)
 
 
 def _channels(
@@ -459,34 +993,65 @@ def _channels(
     """[H, W] or [H, W, 2 to 4]: gray or RGB, then alpha."""
     colour = rgb
     if gray:
-        colour = ((rgb.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
+        colour = np.empty(rgb.shape[:2], np.uint8)
+        step = max(1, _STRIP // rgb.shape[1])
+        for top in range(0, rgb.shape[0], step):
+            total = rgb[top : top + step].sum(axis=2, dtype=np.uint16)
+            colour[top : top + step] = (total + 1) // 3
     return colour if alpha is None else np.dstack([colour, alpha])
+
+
+def _metadata_for(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
+    """ICC profile, EXIF and XMP as Pillow's encoder for `format` takes them; empty where they are
+    left out, for one of the reasons in `_reason`."""
+    icc, exif, xmp = picture.icc or b"", picture.exif or b"", picture.xmp or b""
+    if format in _HOLD_NO_METADATA:
+        icc = exif = xmp = b""
+    limits = {**_LIMITS, **(_JPEG_LIMITS if format == "JPEG" else {})}
+    if len(icc) > limits["ICC profile"] or icc[16:20] != (b"GRAY" if gray else b"RGB "):
+        icc = b""
+    exif = exif if len(exif) <= limits["EXIF"] else b""
+    xmp = xmp if len(xmp) <= limits["XMP"] else b""
+    metadata: dict[str, Any] = {"icc_profile": icc, "exif": exif, "xmp": xmp}
+    if format == "JPEG" and exif:
+        metadata["exif"] = _EXIF_PREFIX + exif
+    if format in ("TIFF", "AVIF"):
+        metadata["exif"] = _parsed(exif)
+    if format == "TIFF":
+        _about_the_photo(metadata["exif"])
+    return metadata
+
+
+def _reason(name: str, value: bytes, format: str) -> str:
+    """Why `_metadata_for` leaves the metadata `value` out."""
+    if format in _HOLD_NO_METADATA:
+        return f"{format} has none"
+    if len(value) > _LIMITS[name]:
+        return f"it is larger than {_LIMITS[name] >> 20} MiB"
+    if format == "JPEG" and len(value) > _JPEG_LIMITS[name]:
+        return f"it is longer than the {_JPEG_LIMITS[name]} bytes of JPEG"
+    if name == "ICC profile":
+        return "it is of other channels"
+    return f"{format} cannot hold what it says, or it is damaged"
 
 
 def _options(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
     """What Pillow's encoder for `format` is told, metadata included."""
-    space = b"GRAY" if gray else b"RGB "
-    icc = picture.icc if picture.icc and picture.icc[16:20] == space else b""
-    exif, xmp = picture.exif or b"", picture.xmp or b""
-    metadata: dict[str, Any] = {"icc_profile": icc, "exif": exif, "xmp": xmp}
+    metadata = _metadata_for(picture, format, gray)
     if format == "PNG":
         text = PngImagePlugin.PngInfo()
-        if xmp:
-            text.add_itxt("XML:com.adobe.xmp", xmp)
+        if metadata["xmp"]:
+            text.add_itxt("XML:com.adobe.xmp", metadata["xmp"])
         return metadata | {"pnginfo": text}
     if format == "JPEG":
-        metadata["exif"] = _EXIF_PREFIX + exif if 0 < len(exif) <= 65533 - 6 else b""
-        metadata["xmp"] = xmp if len(xmp) <= 65533 - 29 else b""
         return metadata | {"quality": 95, "subsampling": "4:4:4"}
     if format == "WEBP":
         return metadata | {"lossless": True, "exact": True}
     if format == "TIFF":
-        tags = _about_the_photo(_parsed(exif))
-        if xmp:
-            tags[_XMP_TAG] = xmp
-        return metadata | {"exif": tags}
+        if metadata["xmp"]:
+            metadata["exif"][_XMP_TAG] = metadata["xmp"]
+        return metadata
     if format == "AVIF":
-        metadata["exif"] = _parsed(exif)
         # Tiles would follow the number of processors, and the bytes the tiles.
         subsampling = "4:0:0" if gray else "4:4:4"
         return metadata | {"quality": 95, "subsampling": subsampling, "autotiling": False}
@@ -496,6 +1061,8 @@ def _options(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
 def _parsed(exif: bytes) -> Image.Exif:
     """`exif` for the formats whose EXIF Pillow composes anew; empty where it cannot do that."""
     tags = Image.Exif()
+    if not _digestible(exif):
+        return tags
     try:
         with _quiet_pillow(0):
             tags.load(exif)
