@@ -13,7 +13,18 @@ from PIL import Image, ImageCms, ImageOps, features
 
 from aiocodec import image as images
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
-from aiocodec.image import Picture, format_of, kind, pack_alpha, read, unpack_alpha, write
+from aiocodec.image import (
+    MAX_EXIF,
+    MAX_ICC,
+    Picture,
+    format_of,
+    kind,
+    losses,
+    pack_alpha,
+    read,
+    unpack_alpha,
+    write,
+)
 
 HEIGHT, WIDTH = 9, 11
 RNG = np.random.default_rng(1)
@@ -375,6 +386,216 @@ def test_first_frame_of_several() -> None:
     assert (read(data).rgb == 10).all()
 
 
+# --- what was lost
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def test_an_ordinary_picture_has_no_warnings() -> None:
+    for format in FORMATS:
+        assert read(write(FULL, format)).warnings == (), format
+
+
+def test_further_frames_are_counted() -> None:
+    frames = [Image.fromarray(np.roll(SMOOTH, 5 * i, 1)) for i in range(4)]
+    formats = {"GIF": {}, "PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}, "MPO": {}}
+    for format, options in {**formats, **({"AVIF": {}} if HAS_AVIF else {})}.items():
+        for count, words in (
+            (2, "1 further frame is left out"),
+            (4, "3 further frames are left out"),
+        ):
+            more = {"save_all": True, "append_images": frames[1:count]}
+            picture = read(encoded(frames[0], format, **options, **more))
+            assert picture.warnings == (words,), format
+        assert read(encoded(frames[0], format, **options)).warnings == (), format
+
+
+def test_thumbnails_in_tiff_are_no_frames() -> None:
+    data = bytearray(
+        encoded(Image.fromarray(RGB), "TIFF", save_all=True, append_images=[Image.fromarray(RGB)])
+    )
+    assert read(bytes(data)).warnings == ("1 further frame is left out",)
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    (second,) = struct.unpack_from("<I", data, first + 2 + 12 * count)
+    struct.pack_into("<HHII", data, second + 2, 254, 4, 1, 1)  # in place of the width
+    assert read(bytes(data)).warnings == ()
+
+
+def test_bits_are_said_to_be_lost() -> None:
+    words = ("samples of more than 8 bits are reduced to 8 bits",)
+    assert read(encoded(SIXTEEN)).warnings == words
+    assert read(b"P3 1 1 1023 1 2 3").warnings == words
+    assert read(encoded(np.ones((2, 2), np.float32), "TIFF")).warnings == words
+    assert read(encoded(LEVELS.astype(np.uint16), "JPEG2000")).warnings == words
+
+
+def test_conversions_are_said() -> None:
+    cmyk = Image.frombytes("CMYK", (4, 1), INKS.tobytes())
+    assert read(encoded(cmyk, "TIFF")).warnings == ("CMYK is converted to sRGB",)
+    lab = Image.frombytes("LAB", (3, 1), bytes(9))
+    assert read(encoded(lab, "TIFF")).warnings == ("LAB is converted to sRGB",)
+
+
+def test_text_in_png_is_counted_and_dropped() -> None:
+    """Not even a bomb of text costs more than the text: 1 GiB in zeros, many times."""
+    deflate = zlib.compressobj(9)
+    bomb = b"".join(deflate.compress(bytes(1 << 20)) for _ in range(128)) + deflate.flush()
+    chunks = [b"tEXtTitle\0x", b"zTXtComment\0\0" + bomb, b"iTXtb\0\1\0\0\0" + bomb, b"tEXt"]
+    assert len(bomb) > 1 << 16
+    rows = RGB.tobytes()
+    picture = expect(
+        png(WIDTH, HEIGHT, 8, 2, rows, *chunks, b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + XMP), RGB
+    )
+    assert picture.xmp == XMP
+    assert picture.warnings == ("4 text chunks are left out",)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_large_profile_comes_back(format: str) -> None:
+    if format in ("BMP", "PPM"):
+        pytest.skip("no metadata")
+    rng = np.random.default_rng(3)
+    icc = SRGB_PROFILE + rng.bytes(2_000_000)
+    picture = read(write(Picture(SMOOTH, icc=icc), format))
+    assert picture.icc == icc
+    assert picture.warnings == ()
+
+
+def test_metadata_beyond_the_limits_costs_only_itself() -> None:
+    words = "the {} is left out: it is damaged or larger than {} MiB"
+    zeros = SRGB_PROFILE + bytes(MAX_ICC)
+    data = png(WIDTH, HEIGHT, 8, 2, RGB.tobytes(), b"iCCPx\0\0" + zlib.compress(zeros))
+    assert expect(data, RGB).warnings == (words.format("ICC profile", 16),)
+    kept = zeros[:MAX_ICC]
+    data = png(WIDTH, HEIGHT, 8, 2, RGB.tobytes(), b"iCCPx\0\0" + zlib.compress(kept))
+    assert expect(data, RGB).icc == kept
+    exif = exif_block(6) + bytes(MAX_EXIF)
+    plain = encoded(SMOOTH, "JPEG")
+    segments = b"".join(
+        b"\xff\xe1"
+        + struct.pack(">H", len(exif[i : i + 65000]) + 8)
+        + b"Exif\0\0"
+        + exif[i : i + 65000]
+        for i in range(0, len(exif), 65000)
+    )
+    for data in (encoded(SMOOTH, exif=exif), plain[:2] + segments + plain[2:]):
+        picture = read(data)
+        assert picture.exif is None
+        assert picture.warnings == (words.format("EXIF", 1),)
+
+
+def test_damaged_metadata_costs_only_itself() -> None:
+    rows = RGB.tobytes()
+    good = png(
+        WIDTH,
+        HEIGHT,
+        8,
+        2,
+        rows,
+        b"iCCPx\0\0" + zlib.compress(SRGB_PROFILE),
+        b"eXIf" + exif_block(6),
+    )
+    assert np.array_equal(read(good).rgb, TURNS[6](RGB))
+    at = good.index(b"eXIf")
+    for damaged, name in (
+        (good.replace(b"iCCPx\0\0", b"iCCPx\0\1"), "ICC profile"),
+        (good[: at + 20] + b"?" + good[at + 21 :], "EXIF"),
+        (
+            png(WIDTH, HEIGHT, 8, 2, rows, b"iCCPx\0\0" + zlib.compress(SRGB_PROFILE)[:-9]),
+            "ICC profile",
+        ),
+        (png(WIDTH, HEIGHT, 8, 2, rows, b"iTXtXML:com.adobe.xmp\0\1\0\0\0junk"), "XMP"),
+    ):
+        picture = read(damaged)
+        assert picture.rgb.size == RGB.size
+        assert [words[: len(name) + 4] for words in picture.warnings] == [f"the {name}"]
+
+
+def test_a_profile_of_other_channels_is_said() -> None:
+    picture = read(encoded(RGB, icc_profile=gray_profile()))
+    assert picture.warnings == ("the ICC profile is of other channels and left out",)
+
+
+def test_extended_xmp_is_said() -> None:
+    data = encoded(SMOOTH, "JPEG")
+    body = b"http://ns.adobe.com/xmp/extension/\0" + bytes(40)
+    data = data[:2] + (b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body) * 2 + data[2:]
+    assert read(data).warnings == ("the extended XMP is left out",)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_ends_early_is_read_as_far_as_it_goes(progressive: bool) -> None:
+    data = encoded(SMOOTH, "JPEG", progressive=progressive, quality=95)
+    whole = read(data)
+    scan = data.index(b"\xff\xda")
+    after = scan + 2 + struct.unpack_from(">H", data, scan + 2)[0]
+    closeness = []
+    for length in range(after, len(data)):
+        picture = read(data[:length])
+        assert picture.warnings == ("the JPEG ends early: what is missing is gray or blurred",)
+        closeness.append(-np.abs(picture.rgb.astype(int) - whole.rgb).mean())
+        with pytest.raises(ImageError, match="truncated"):
+            read(data[:length], strict=True)
+    assert closeness[-1] == 0
+    assert closeness[0] < closeness[len(closeness) // 2] < closeness[-1]
+    for length in range(after):
+        with pytest.raises(ImageError):
+            read(data[:length])
+    assert read(data, strict=True).warnings == ()
+
+
+# --- formats
+
+
+def test_only_the_formats_asked_for_are_tried() -> None:
+    files = {format: encoded(SMOOTH, format) for format in ("PNG", "JPEG", "BMP", "WEBP", "TIFF")}
+    for format, data in files.items():
+        assert read(data, formats=[format.lower()]).rgb.shape == SMOOTH.shape
+        others = [name for name in images.FORMATS if name not in (format, "MPO")]
+        with pytest.raises(ImageError, match=f"the format {format} is not among those to read"):
+            read(data, formats=others)
+        with pytest.raises(ImageError):
+            read(data, formats=[])
+    assert read(files["JPEG"], formats=["mpo"]).rgb.shape == SMOOTH.shape
+
+
+def test_unknown_formats_are_named() -> None:
+    for name in ("EPS", "NOPE", "FITS", ""):
+        with pytest.raises(ValueError, match="PNG JPEG .*TGA"):
+            read(encoded(RGB), formats=["png", name])
+
+
+def test_formats_that_run_programs_or_need_them_are_not_read() -> None:
+    assert not set(images.FORMATS) & {
+        "EPS",
+        "PDF",
+        "WMF",
+        "EMF",
+        "FPX",
+        "MIC",
+        "HDF5",
+        "GRIB",
+        "BUFR",
+        "MPEG",
+    }
+    xbm = b"#define x_width 8\n#define x_height 1\nstatic char x_bits[] = {\n0x00\n};\n"
+    with pytest.raises(ImageError, match="the format XBM is not among"):
+        read(xbm)
+
+
+@pytest.mark.parametrize("format", sorted(set(images.FORMATS) - {"PSD", "ICNS"}))
+def test_every_format_is_read(format: str) -> None:
+    if format == "AVIF" and not HAS_AVIF:
+        pytest.skip("this Pillow has no AVIF")
+    square = Image.fromarray(np.kron(SMOOTH[:8, :8], np.ones((4, 4, 1), np.uint8)))
+    picture = read(encoded(square, format), formats=[format])
+    assert picture.rgb.shape == (32, 32, 3)
+    assert np.abs(picture.rgb.astype(int) - np.asarray(square)).mean() < 12
+
+
 # --- kind
 
 
@@ -612,6 +833,72 @@ def test_damaged_exif_does_not_stop_writing(capfd: pytest.CaptureFixture[str]) -
         for format in FORMATS if number < 10 else ("TIFF", "PNG", "JPEG"):
             assert np.abs(read(write(Picture(SMOOTH, exif=bytes(exif)), format)).rgb).size
     assert capfd.readouterr() == ("", "")
+
+
+def test_losses() -> None:
+    profile, exif, xmp = SRGB_PROFILE, exif_block(), XMP
+    picture = Picture(SMOOTH, SMOOTH[..., 2], icc=profile, exif=exif, xmp=xmp)
+    for format in ("PNG", "WEBP", "TIFF", "AVIF"):
+        assert losses(picture, format) == []
+    assert losses(picture, "JPEG") == ["the transparency is left out: JPEG has none"]
+    assert losses(picture, "BMP") == [
+        "the transparency is left out: BMP has none",
+        "the ICC profile is left out: BMP has none",
+        "the EXIF is left out: BMP has none",
+        "the XMP is left out: BMP has none",
+    ]
+    assert losses(Picture(SMOOTH), "PPM") == []
+    gray = Picture(SMOOTH, gray=True, icc=profile)
+    assert losses(gray, "PNG") == ["the ICC profile is left out: it is of other channels"]
+    assert losses(gray, "WEBP") == []
+    long = Picture(SMOOTH, exif=exif + bytes(70000), xmp=xmp + b" " * 70000)
+    assert losses(long, "JPEG") == [
+        "the EXIF is left out: it is longer than the 65527 bytes of JPEG",
+        "the XMP is left out: it is longer than the 65504 bytes of JPEG",
+    ]
+    broken = Picture(SMOOTH, exif=b"II*\0\xff\xff\xff\xff")
+    assert losses(broken, "PNG") == []
+    for format in ("TIFF", "AVIF"):
+        words = f"the EXIF is left out: {format} cannot hold what it says, or it is damaged"
+        assert losses(broken, format) == [words]
+    with pytest.raises(OutputError):
+        losses(picture, "GIF")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("gray", [False, True])
+def test_losses_are_what_does_not_come_back(format: str, gray: bool) -> None:
+    long = MAX_EXIF // 10
+    for icc in (None, SRGB_PROFILE, gray_profile(), SRGB_PROFILE + bytes(MAX_ICC)):
+        for exif in (None, exif_block(), exif_block() + bytes(long)):
+            for xmp in (None, XMP, XMP + b" " * long):
+                pixels = three(SMOOTH[..., 0]) if gray else SMOOTH
+                picture = Picture(pixels, SMOOTH[..., 2], gray, icc=icc, exif=exif, xmp=xmp)
+                back, lost = read(write(picture, format)), " ".join(losses(picture, format))
+                assert (back.alpha is None) == ("transparency" in lost)
+                assert (back.xmp != xmp) == ("XMP" in lost)
+                assert (icc is not None and back.icc is None) == ("ICC profile" in lost)
+                assert (exif is not None and back.exif is None) == ("EXIF" in lost)
+
+
+LONGEST = {"WEBP": 16383, "JPEG": 65500}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_longest_sides(format: str, gray: bool, upright: bool) -> None:
+    side = LONGEST.get(format, 65535)
+    if format == "AVIF":
+        side = 8192  # AV1 could do more, slowly
+    line = np.repeat(np.arange(side, dtype=np.uint32) // 257 % 256, 3).astype(np.uint8)
+    rgb = line.reshape((side, 1, 3) if upright else (1, side, 3))
+    back = read(write(Picture(rgb, gray=gray), format)).rgb
+    assert back.shape == rgb.shape
+    assert np.abs(back.astype(int) - rgb).max() <= (8 if format in ("JPEG", "AVIF") else 0)
+    if format in LONGEST:
+        with pytest.raises(OutputError):
+            write(Picture(np.zeros((1, side + 1, 3), np.uint8)), format)
 
 
 def test_write_failures() -> None:
