@@ -119,6 +119,7 @@ _DENSEST = 1 << 16
 
 _MAX_CHUNKS = 1 << 18  # of a PNG
 _MAX_SEGMENTS = 1 << 12  # of a JPEG, before its first scan
+_MAX_SCANS = 100  # of a JPEG, each of which may cost the whole picture; libtiff has this limit too
 _MAX_FRAMES = 1 << 12  # that are counted
 _STRIP = 1 << 20  # pixels that are converted at a time
 
@@ -340,6 +341,12 @@ def _decoded(data: bytes, wanted: list[str], max_pixels: int, mend: bool = False
         file, notes = _jpeg(data, mend)
     elif data[:4] in _TIFF_MAGIC and "TIFF" in wanted:
         notes = _tiff(data)
+    elif data[4:8] == b"ftyp" and "AVIF" in wanted:
+        # Pillow reads the orientation in the EXIF of these at once, be it a million numbers. Where
+        # the EXIF is takes a parser to say, but few other bytes look like it.
+        for number, found in enumerate(re.finditer(rb"II\*\0|MM\0\*", data)):
+            if number > 8 or not _digestible(data[found.start() :]):
+                raise ImageError("the EXIF of the image has more tags than can be read safely")
     elif data[:2] in (b"P1", b"P2", b"P3"):  # Pillow takes quadratic time for the comments of these
         file = BytesIO(re.sub(rb"#[^\r\n]*", b"", data))
     with Image.open(file, formats=wanted) as image:
@@ -723,6 +730,9 @@ def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], list[str]]:
             kept.append(segment)
     else:
         raise ImageError(f"the image has more than {_MAX_SEGMENTS} segments before its picture")
+    end = data.find(b"\xff\xd9", at)
+    if data.count(b"\xff\xda", at, end if end >= 0 else len(data)) > _MAX_SCANS:
+        raise ImageError(f"the image has more than {_MAX_SCANS} scans")
     if sum(map(len, exif)) <= MAX_EXIF:
         kept += exif
     else:
@@ -862,7 +872,7 @@ def _digestible(block: bytes) -> bool:
                     if tag in _LAYOUT:
                         entries += count >> 6
                     elif kind not in (1, 2, 7):
-                        numbers += 4 * count if kind in (5, 10) else count
+                        numbers += 16 * count if kind in (5, 10) else count
                 if entries > 4096 or numbers > 1 << 18 or size > 2 * len(block):
                     return False
         except (struct.error, OverflowError):
