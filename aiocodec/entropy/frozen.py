@@ -18,6 +18,7 @@ The networks are lists of five kinds of layers, which mean the same in both arit
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of programs
 FRACTION = 8  # fractional bits of an activation
 ACTIVATION_MAX = WEIGHT_MAX = 32767
+MAX_PROGRAM = 1 << 16  # bytes of its text
 EXACT = 2**52  # integers below it, and their halves, are exact in float64
 
 Layers = tuple[tuple[Any, ...], ...]  # of a network: ("conv1x1", name), ("leaky",), ... as above
@@ -99,15 +101,17 @@ class Program:
         try:
             entries = json.loads(text.decode("utf-8"))
             if entries["version"] != VERSION:
-                raise ModelError(f"the weights need version {entries['version']!r} of programs")
+                version = reprlib.repr(entries["version"])
+                raise ModelError(f"the weights need version {version} of programs")
             names = {field.name for field in fields(cls)}
             if set(entries) != names:
-                raise ModelError(f"the program of the weights lacks or adds {set(entries) ^ names}")
+                odd = reprlib.repr(set(entries) ^ names)
+                raise ModelError(f"the program of the weights lacks or adds {odd}")
             numbers = set(entries) - {"order", "networks"}
             if any(type(entries[name]) is not int for name in numbers):
                 raise ModelError("the program of the weights has a number that is none")
             networks = {name: _layers(layers) for name, layers in entries["networks"].items()}
-            order = tuple(tuple(map(tuple, group)) for group in entries["order"])
+            order = _order(entries["order"])
             return cls(**{**entries, "order": order, "networks": networks})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
             raise ModelError(f"the program of the weights is malformed: {fault}") from None
@@ -139,6 +143,9 @@ class Program:
             raise ModelError("the program of the weights has a unit that is no power of two")
         passes.check(self.order, self.latents)
         n, count = self.latents, passes.count(self.order)
+        names = list(self.convolutions())
+        if len(set(names)) < len(names):  # each is held in memory as often as it is named
+            raise ModelError("the program of the weights names a convolution twice")
         adaptors = [f"adaptor_{k}" for k in range(1, count)]
         expected = ["h_s", "fusion", *adaptors, *(["body", "head"] if count > 1 else [])]
         if list(self.networks) != expected:
@@ -187,17 +194,32 @@ class Program:
         return run(self.networks[network], inputs)
 
 
+def _order(entries: Any) -> Order:
+    """JSON's lists as an Order, as far as types go; ModelError for anything else."""
+    groups: Any = tuple(tuple(map(tuple, group)) for group in entries)
+    rows = [row for group in groups for row in group]
+    if any(len(group) != 2 for group in groups) or any(len(row) != 2 for row in rows):
+        raise ModelError("the order of passes is not one for 2x2 cells")
+    if any(type(number) is not int or not 0 <= number < 16 for row in rows for number in row):
+        raise ModelError("the order of passes leaves a pass out, or is none of 16 passes at most")
+    return groups
+
+
 def _layers(entries: Any, depth: int = 0) -> Layers:
     """JSON's lists as Layers; ModelError for a layer that is not known or nests too deep."""
     known = {"conv1x1": str, "dw3x3": str, "leaky": None, "residual": list, "shuffle": int}
+    if type(entries) is not list:
+        raise ModelError("a network of the weights is no list of layers")
     if depth > 4 or len(entries) > 100:
         raise ModelError("a network of the weights is too deep")
     layers: list[tuple[Any, ...]] = []
     for kind, *rest in entries:
         if kind not in known:
-            raise ModelError(f"the weights need a layer {kind!r}, which this version does not know")
+            raise ModelError(
+                f"the weights need a layer {reprlib.repr(kind)}, which this version does not know"
+            )
         if [type(value) for value in rest] != ([known[kind]] if known[kind] else []):
-            raise ModelError(f"a layer {kind!r} of the weights is malformed")
+            raise ModelError(f"a layer {reprlib.repr(kind)} of the weights is malformed")
         layers.append((kind, *(_layers(v, depth + 1) if kind == "residual" else v for v in rest)))
     return tuple(layers)
 
@@ -210,7 +232,9 @@ def _check_convolution(
     try:
         weight, bias, exponent = (tensors[f"{name}.{p}"] for p in ("weight", "bias", "exponent"))
     except KeyError:
-        raise ModelError(f"the weights lack the convolution {name!r} of their program") from None
+        raise ModelError(
+            f"the weights lack the convolution {reprlib.repr(name)} of their program"
+        ) from None
     outputs = weight.shape[0] if weight.ndim == 4 else 0
     shape = (outputs, channels, 1, 1) if kind == "conv1x1" else (channels, 1, 3, 3)
     dtypes = [array.dtype.name for array in (weight, bias, exponent)]
@@ -221,14 +245,16 @@ def _check_convolution(
         or exponent.shape != (outputs,)
         or dtypes != ["int16", "int64", "int16"]
     ):
-        raise ModelError(f"the convolution {name!r} of the weights has another shape or type")
+        raise ModelError(
+            f"the convolution {reprlib.repr(name)} of the weights has another shape or type"
+        )
     # Every partial sum, in any order, is then an integer below 2^52, and so is the sum after the half
     # is added: float64 holds these exactly. Python's integers cannot overflow here.
     largest = np.abs(weight.astype(np.int64)).reshape(outputs, -1).sum(1)
     bounds = (int(a) * ACTIVATION_MAX + abs(int(b)) for a, b in zip(largest, bias, strict=True))
     if max(bounds) >= EXACT or not (exponent.min() >= 0 and exponent.max() <= 48):
         raise ModelError(
-            f"the convolution {name!r} of the weights is too large for exact arithmetic"
+            f"the convolution {reprlib.repr(name)} of the weights is too large for exact arithmetic"
         )
     return outputs
 
@@ -259,7 +285,7 @@ class FrozenEntropyModel:
         text = tensors.get("program")
         if text is None:
             program = _first_generation(tensors)
-        elif text.dtype != np.uint8 or text.size > 1 << 20:
+        elif text.dtype != np.uint8 or text.size > MAX_PROGRAM:
             raise ModelError("the program of the weights is malformed: it is no text")
         else:
             program = Program.from_json(text.tobytes())
@@ -379,16 +405,21 @@ def thaw(frozen: FrozenEntropyModel, config: EntropyConfig) -> "EntropyModel":
     """The trainable model with these weights; its densities, and what it says of the quality, are
     fresh ones, which the caller loads from where they were kept. ModelError where `config` is that of
     another model."""
+    import torch
+
     from aiocodec.entropy.model import EntropyModel
 
-    model = EntropyModel(config)
-    convolutions, names = _convolutions(model), list(frozen.program.convolutions())
-    shapes = [tuple(conv.weight.shape) for _, conv in convolutions]
-    if frozen.program.order != config.order or shapes != [
-        frozen.tensors[f"{name}.weight"].shape for name in names
-    ]:
+    with torch.device("meta"):  # which costs nothing, however large `config` says it is
+        claimed = [tuple(conv.weight.shape) for _, conv in _convolutions(EntropyModel(config))]
+    program, names = frozen.program, list(frozen.program.convolutions())
+    if (
+        program.order != config.order
+        or program.quality_levels != config.quality_levels
+        or claimed != [frozen.tensors[f"{name}.weight"].shape for name in names]
+    ):
         raise ModelError("the entropy model is of another configuration than its transforms say")
-    for name, (_, conv) in zip(names, convolutions, strict=True):
+    model = EntropyModel(config)
+    for name, (_, conv) in zip(names, _convolutions(model), strict=True):
         dequantise({p: frozen.tensors[f"{name}.{p}"] for p in ("weight", "bias", "exponent")}, conv)
     return model
 
