@@ -10,9 +10,14 @@ A config is that of `config.ModelConfig`. Transforms are float16, `g_a.*`, `h_a.
 them lie in float32, as `entropy.*`, the densities that only training needs. An entropy model is the
 integers of `entropy.frozen.FrozenEntropyModel`. Large sets are split into parts. Reading the manifest
 needs neither torch nor numpy.
+
+Whatever the folder holds, what is wrong with it ends in a ModelError of one sentence, and nothing is
+as large as a field claims before the files are found to be: the manifest is checked when it is read, a
+config when it is asked for, weights when they are loaded, and all of them are trusted from there on.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,6 +35,15 @@ if TYPE_CHECKING:
     from aiocodec.transforms import Transforms
 
 DENSITIES = "entropy."  # what the names of the densities begin with, beside those of the transforms
+MAX_MANIFEST = 1 << 20  # bytes
+MAX_CHANNELS = 4096  # of a latent and of a stage, as in programs
+MAX_BLOCKS = 64  # in a stage
+
+_NAME = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}"
+)  # of a model or a file, the same everywhere
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 def _folder() -> Path:
@@ -56,20 +70,16 @@ class Manifest:
         is none, or something else."""
         folder = folder or _folder()
         try:
-            entries = json.loads((folder / "manifest.json").read_text("utf-8"))
-            models, files = entries["models"], entries["files"]
-            for entry in models.values():
-                if len(bytes.fromhex(entry["fingerprint"])) != 8:
-                    raise ValueError("a fingerprint is not of 8 bytes")
-                for file in (*entry["transforms"], *entry["entropy"]):
-                    if Path(file).name != file:
-                        raise ValueError(f"{file!r} is no name of a file in the folder")
-                    int(files[file]["bytes"]), str(files[file]["sha256"])
-            if not models:
-                raise ValueError("it names no model")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-            what = f"lacks {fault}" if isinstance(fault, KeyError) else str(fault)
-            raise ModelError(f"the manifest of the weights cannot be read: {what}") from None
+            with open(folder / "manifest.json", "rb") as file:
+                text = file.read(MAX_MANIFEST + 1)
+            if len(text) > MAX_MANIFEST:
+                raise ValueError(f"it is longer than {MAX_MANIFEST} bytes")
+            entries = json.loads(text.decode("utf-8"))
+            _check(entries)
+        except (OSError, ValueError, RecursionError) as fault:
+            raise ModelError(
+                f"the manifest of the weights cannot be read: {_one_line(fault)}"
+            ) from None
         return cls(folder, entries)
 
     @property
@@ -79,10 +89,18 @@ class Manifest:
 
     def config(self, name: str) -> ModelConfig:
         """The shape of a model; ModelError for one that this version does not know."""
+        entry = self._entry(name)
         try:
-            return ModelConfig.from_dict(self._entry(name)["config"])
-        except (ValueError, TypeError, KeyError, AttributeError) as fault:
-            raise ModelError(f"model {name!r} is not of a shape known here: {fault}") from None
+            config = ModelConfig.from_dict(entry["config"])
+            _check_config(config)
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as fault:
+            what = _one_line(fault)
+            raise ModelError(f"model {name!r} is not of a shape known here: {what}") from None
+        except RecursionError:
+            raise ModelError(f"model {name!r} is not of a shape known here") from None
+        if config.name != name:
+            raise ModelError(f"the shape of model {name!r} is that of another one")
+        return config
 
     def fingerprint(self, name: str) -> bytes:
         """The fingerprint of the entropy model that goes with a model."""
@@ -120,18 +138,26 @@ class Manifest:
             raise ModelError(f"there are no weights for model {name!r}, only for {known}") from None
 
     def load(self, name: str) -> "Pretrained":
-        """Load and verify a model; ModelError where weights are missing or damaged, or are those of a
-        network or a program that this version does not know."""
+        """Load and verify a model; ModelError where weights are missing or damaged, are not finite, or
+        are those of a network or a program that this version does not know."""
+        import torch
         from safetensors.torch import load
 
         entry, config = self._entry(name), self.config(name)
         frozen = self.load_frozen(name)
-        if (frozen.program.latents, frozen.program.hyper) != (
-            config.entropy.latents,
-            config.entropy.hyper,
+        program, claimed = frozen.program, config.entropy
+        if any(
+            getattr(program, field) != getattr(claimed, field)
+            for field in ("latents", "hyper", "order", "quality_levels")
         ):
             raise ModelError(f"transforms and entropy model of {name!r} do not fit together")
-        return Pretrained(config, self._tensors(entry["transforms"], load), frozen)
+        tensors = self._tensors(entry["transforms"], load)
+        for tensor in tensors.values():
+            if tensor.dtype not in (torch.float16, torch.float32) or tensor.ndim > 4:
+                raise ModelError(f"the transforms of {name!r} are of another type or shape")
+            if not tensor.isfinite().all():
+                raise ModelError(f"the transforms of {name!r} have weights that are no numbers")
+        return Pretrained(config, tensors, frozen)
 
     def load_frozen(self, name: str) -> "FrozenEntropyModel":
         """The entropy model of a model alone, which needs no torch; errors as of `load`."""
@@ -144,22 +170,36 @@ class Manifest:
             raise ModelError(f"the entropy model of {name!r} has another fingerprint than its name")
         return frozen
 
+    def verified(self, file: str) -> bytes:
+        """The bytes of a weight file; ModelError where it cannot be read, or where its length or its
+        hash is not the one in the manifest."""
+        entry, path = self.entries["files"][file], self.folder / file
+        try:
+            if path.stat().st_size != entry["bytes"]:
+                raise ModelError(f"the weights {file} are damaged (wrong length)")
+            data = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"the weights {file} cannot be read: {error.strerror}") from None
+        if sha256(data).hexdigest() != entry["sha256"]:
+            raise ModelError(f"the weights {file} are damaged (wrong SHA-256)")
+        return data
+
     def _tensors(self, files: list[str], load: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
         """All tensors of files, their bytes verified; `load` is that of safetensors."""
-        from safetensors import SafetensorError
-
         tensors: dict[str, Any] = {}
         for file in files:
+            data = self.verified(file)
             try:
-                data = (self.folder / file).read_bytes()
-            except OSError as error:
-                raise ModelError(f"the weights {file} cannot be read: {error.strerror}") from None
-            if sha256(data).hexdigest() != self.entries["files"][file]["sha256"]:
-                raise ModelError(f"the weights {file} are damaged (wrong SHA-256)")
-            try:
-                tensors.update(load(data))
-            except (SafetensorError, ValueError, KeyError, TypeError) as fault:
-                raise ModelError(f"the weights {file} are no safetensors: {fault}") from None
+                found = load(data)
+            except MemoryError:
+                raise
+            except Exception as fault:  # its own error, and whatever numpy or torch make of a type
+                raise ModelError(
+                    f"the weights {file} are no safetensors: {_one_line(fault)}"
+                ) from None
+            if not tensors.keys().isdisjoint(found):
+                raise ModelError(f"the weights {file} have a tensor that another part has too")
+            tensors |= found
         return tensors
 
 
@@ -177,12 +217,12 @@ class Pretrained:
 
         from aiocodec.transforms import Transforms
 
-        with torch.device("meta"):
-            transforms = Transforms(self.config)
         tensors = {k: v.float() for k, v in self.tensors.items() if not k.startswith(DENSITIES)}
         try:
+            with torch.device("meta"):
+                transforms = Transforms(self.config)
             transforms.load_state_dict(tensors, assign=True)
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             raise ModelError(
                 f"the weights of {self.config.name!r} are of another network"
             ) from None
@@ -190,13 +230,85 @@ class Pretrained:
 
     def trainable(self) -> "Model":
         """The whole float model, to be trained on or to be compared with: the transforms as they
-        are, the entropy model made of floats again (see `thaw`)."""
+        are, the entropy model made of floats again (see `thaw`); errors as of `transforms`."""
+        import torch
+
         from aiocodec.entropy.frozen import thaw
         from aiocodec.model import Model
 
-        model = Model(self.config)
-        model.transforms = self.transforms()
-        model.entropy = thaw(self.frozen, self.config.entropy)
-        densities = {k.removeprefix(DENSITIES): v for k, v in self.tensors.items()}
-        model.entropy.load_state_dict(densities, strict=False)
+        transforms, entropy = self.transforms(), thaw(self.frozen, self.config.entropy)
+        with torch.device("meta"):
+            model = Model(self.config)
+        model.transforms, model.entropy = transforms, entropy
+        densities = {
+            k.removeprefix(DENSITIES): v for k, v in self.tensors.items() if k.startswith(DENSITIES)
+        }
+        try:
+            model.entropy.load_state_dict(densities, strict=False)
+        except RuntimeError:
+            raise ModelError(
+                f"the densities of {self.config.name!r} are of another network"
+            ) from None
         return model.requires_grad_(True)
+
+
+# --------------------------------------------------------------------------- what a manifest may say
+
+
+def _check(entries: Any) -> None:
+    """ValueError unless these are the entries of a manifest, but for configs: see `_check_config`."""
+    models, files = (_member(entries, key, dict) for key in ("models", "files"))
+    for name in (*models, *files):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name[:40]!r} is no name of a model or of a file in the folder")
+    for file in files.values():
+        if not 0 < _member(file, "bytes", int) < 1 << 63:
+            raise ValueError("a file has an impossible length")
+        if not _SHA256.fullmatch(_member(file, "sha256", str)):
+            raise ValueError("a SHA-256 is not of 64 hexadecimal digits")
+    for model in models.values():
+        if not _FINGERPRINT.fullmatch(_member(model, "fingerprint", str)):
+            raise ValueError("a fingerprint is not of 16 hexadecimal digits")
+        parts = [_member(model, key, list) for key in ("transforms", "entropy")]
+        named = [file for part in parts for file in part]
+        if not all(type(file) is str and file in files for file in named) or not all(parts):
+            raise ValueError("a model needs files that are not listed")
+        if len(set(named)) < len(named):
+            raise ValueError("a model needs a file twice")
+    if not models:
+        raise ValueError("it names no model")
+
+
+def _member(entry: Any, key: str, kind: type) -> Any:
+    """A member of a JSON object; ValueError where there is none, or one of another type."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if type(value) is not kind:
+        raise ValueError(f"it has no member {key!r}, or one of another type than {kind.__name__}")
+    return value
+
+
+def _check_config(config: ModelConfig) -> None:
+    """ValueError or TypeError unless every value is of the type that it should be, and small enough to
+    be built. JSON's types are checked nowhere else, and `true` passes for 1 where nobody looks."""
+    stages, entropy = config.analysis + config.synthesis, config.entropy
+    positions = [position for group in entropy.order for row in group for position in row]
+    most = {
+        MAX_CHANNELS: [*(s.width for s in stages), entropy.latents, entropy.hyper, entropy.width],
+        101: [entropy.quality_levels],
+        16: [config.gain_stride, *(s.stride for s in stages)],
+        15: positions,
+        MAX_BLOCKS: [len(s.blocks) for s in stages],
+    }
+    for limit, numbers in most.items():
+        if any(type(number) is not int or not 0 <= number <= limit for number in numbers):
+            raise ValueError(f"a number is none, or not in 0..{limit}")
+    if any(len(group) != 2 or {len(row) for row in group} != {2} for group in entropy.order):
+        raise ValueError("the order of passes is not one for 2x2 cells")
+    if any(type(s.blocks) is not tuple for s in stages) or type(config.lapped) is not bool:
+        raise ValueError("blocks or lapped are of another type")
+
+
+def _one_line(fault: BaseException) -> str:
+    """What an exception says, as one short line."""
+    text = "".join(c if c.isprintable() else " " for c in str(fault))
+    return " ".join(text.split())[:160] or type(fault).__name__
