@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "aiocodec"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"training.benchmark", "training.loop", "training.release"},
+    {"doctor", "training.benchmark", "training.loop", "training.release"},
     {"evaluate.report", "training.checkpoint", "training.validate"},
     {"evaluate.study", "training.run"},
     {"evaluate.codecs", "training.data", "training.muon"},
