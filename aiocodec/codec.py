@@ -29,12 +29,12 @@ from aiocodec.container import (
 from aiocodec.errors import AicError, ImageError, LimitError, ModelError, out_of_memory
 from aiocodec.image import Picture, pack_alpha, unpack_alpha
 from aiocodec.latents import CELL, LatentCoder
-from aiocodec.memory import available_memory
+from aiocodec.memory import available_memory, frugal
 from aiocodec.pretrained import Manifest
 from aiocodec.tiling import Area, Progress, local, transform
 
-ENCODE_BYTES, DECODE_BYTES = 12, 12  # of memory per pixel, beside what a small picture takes
-TILE = 16  # positions of z that h_a makes at once, per side, is three times this
+TILE = 16  # positions of z that h_a makes at once, per side, at most
+LARGE = 1 << 23  # pixels of a picture from which on memory counts more than a few per cent of time
 
 
 class Codec:
@@ -89,8 +89,7 @@ class Codec:
         height, width, _ = picture.rgb.shape
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ImageError(f"a picture of {width}x{height} pixels cannot be coded")
-        check_memory(width * height, ENCODE_BYTES)
-        with _bounded_memory(), torch.inference_mode(), _float32():
+        with _bounded_memory(width * height), torch.inference_mode(), _float32():
             y = self._g_a(picture.rgb, quality, part_of(progress, 0.0, 0.6))
             z = self._h_a(y)
             latents = self.latents.encode(y, z, quality, part_of(progress, 0.6, 1.0))
@@ -183,10 +182,9 @@ class Codec:
                 f"made with entropy model {header.fingerprint.hex()}, "
                 f"model {self.name!r} has {self.fingerprint.hex()}"
             )
-        check_memory(width * height, DECODE_BYTES)
         packed_alpha = container.get(ChunkType.ALPHA)
         alpha = None if packed_alpha is None else unpack_alpha(packed_alpha, width, height)
-        with _bounded_memory(), torch.inference_mode(), _float32():
+        with _bounded_memory(width * height), torch.inference_mode(), _float32():
             share = part_of(progress, 0.0, 0.4)
             y_hat = self.latents.decode(latents, width, height, header.quality, share)
             gray = bool(header.flags & Flags.GRAY)
@@ -235,7 +233,7 @@ class Codec:
         cells = y.shape[1] // CELL, y.shape[2] // CELL
         z = torch.empty(self.program.hyper, *cells, device=self.device)
         h_a = self.transforms.h_a
-        return local(lambda part: h_a(part[None])[0], y, cells, 3 * TILE, h_a.halo, z)
+        return local(lambda part: h_a(part[None])[0], y, cells, TILE, h_a.halo, z)
 
     def _g_s(
         self, y_hat: Tensor, width: int, height: int, quality: int, gray: bool, progress: Progress
@@ -269,21 +267,25 @@ def part_of(progress: Progress | None, start: float, stop: float) -> Progress:
     return lambda done: progress(start + (stop - start) * done)
 
 
-def check_memory(pixels: int, bytes_per_pixel: int) -> None:
-    """LimitError, before anything is allocated, where a picture needs more memory than there is."""
-    needed, available = pixels * bytes_per_pixel, available_memory()
-    if available is not None and needed > available:
-        raise LimitError(
-            f"a picture of {pixels / 1e6:.0f} megapixels needs about {needed / 1e9:.1f} GB more "
-            f"memory, there are {available / 1e9:.1f}"
-        )
+def needed_memory(pixels: int) -> int:
+    """Bytes that coding a picture takes at most, either way, beside its pixels and the model: a map
+    of features that is kept while it is small, or more for each pixel of a small picture."""
+    return min(60 * pixels + (100 << 20), 12 * pixels + (600 << 20))
 
 
 @contextmanager
-def _bounded_memory() -> Iterator[None]:
-    """Turn a failed allocation into a LimitError."""
+def _bounded_memory(pixels: int) -> Iterator[None]:
+    """LimitError, before anything is allocated, where a picture needs more memory than there is, and
+    where an allocation fails after all."""
+    needed, available = needed_memory(pixels), available_memory()
+    if available is not None and needed > available:
+        raise LimitError(
+            f"a picture of {pixels / 1e6:.1f} megapixels needs {needed >> 20} MiB of memory, "
+            f"there are {available >> 20}"
+        )
     try:
-        yield
+        with frugal(pixels > LARGE):
+            yield
     except (MemoryError, RuntimeError) as fault:
         if not out_of_memory(fault):
             raise
