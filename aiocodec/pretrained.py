@@ -269,8 +269,6 @@ def _check(entries: Any) -> None:
         named = [file for part in parts for file in part]
         if not all(type(file) is str and file in files for file in named) or not all(parts):
             raise ValueError("a model needs files that are not listed")
-        if len(set(named)) < len(named):
-            raise ValueError("a model needs a file twice")
     if not models:
         raise ValueError("it names no model")
 

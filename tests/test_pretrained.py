@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from safetensors.torch import save as save_tensors
 
 from aiocodec import pretrained
 from aiocodec.codec import Codec
-from aiocodec.entropy.frozen import FrozenEntropyModel, Program
+from aiocodec.entropy.frozen import FrozenEntropyModel, Program, thaw
 from aiocodec.errors import ModelError
 from aiocodec.latents import LatentCoder
 from aiocodec.pretrained import Manifest
@@ -453,16 +454,21 @@ def test_every_other_value_in_a_program_is_used_as_it_is_or_refused(path):
 def test_a_program_costs_no_more_than_its_weights():
     """Each layer that names a convolution holds it in memory, so a name counts once; and texts that
     are far longer than any program are not parsed."""
-    again = changed(PROGRAM, ("networks", "head"), PROGRAM["networks"]["head"] * 2)
-    assert program_is_used_as_it_is_or_refused(again)
-    name = next(n for n in FROZEN.program.convolutions() if n.startswith("fusion"))
-    for kind in ("conv1x1", "dw3x3"):
-        many = [["residual", [[kind, name]] * 99]] * 9
-        fusion = [*PROGRAM["networks"]["fusion"], *many]
-        assert program_is_used_as_it_is_or_refused(changed(PROGRAM, ("networks", "fusion"), fusion))
+    body = PROGRAM["networks"]["body"]
+    assert program_is_used_as_it_is_or_refused(changed(PROGRAM, ("networks", "body"), body * 2))
     leaky = [["residual", [["residual", [["leaky"]] * 99]] * 99]] * 2
-    body = [*PROGRAM["networks"]["body"], *leaky]
-    assert program_is_used_as_it_is_or_refused(changed(PROGRAM, ("networks", "body"), body))
+    long = changed(PROGRAM, ("networks", "body"), [*body, *leaky])
+    assert program_is_used_as_it_is_or_refused(long)
+
+
+@pytest.mark.parametrize(
+    "change", [{"quality_levels": 3}, {"width": 200}, {"order": (((0, 0), (0, 1)),)}]
+)
+def test_a_frozen_model_is_thawed_as_what_it_is_alone(change):
+    config = Manifest.read(SHIPPED).config(MODEL).entropy
+    assert not refused(lambda: thaw(FROZEN, config))
+    other = replace(config, **change)
+    assert other != config and refused(lambda: thaw(FROZEN, other))
 
 
 def test_tables_that_are_none_are_refused():
