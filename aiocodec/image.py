@@ -433,7 +433,7 @@ def _depth(image: Image.Image, data: bytes) -> int:
         if len(fields) > 3 and fields[3].isdigit() and int(fields[3]) > 255:
             return 16
     if image.format == "AVIF" and (at := data.find(b"av1C", 0, 1 << 16)) > 0:
-        return 16 if data[at + 6 : at + 7] >= b"\x40" and data[at + 6] & 0x40 else 8
+        return 16 if data[at + 6] & 0x40 else 8
     if image.format == "JPEG2000" and (at := data.find(b"\xff\x4f\xff\x51", 0, 1 << 16)) >= 0:
         return 16 if (data[at + 42] & 0x7F) > 7 else 8
     return 8
@@ -758,7 +758,7 @@ def _mpf_pictures(block: bytes) -> int:
         for tag, kind, _, place in _entries(block, _first_directory(block)):
             if tag == 0xB001:
                 return _number(block, kind, place)
-    except struct.error:
+    except (struct.error, OverflowError):
         pass
     return 1
 
@@ -855,14 +855,10 @@ def _digestible(block: bytes) -> bool:
     circles too. What cameras and editors write stays far below these limits.
     """
     numbers = size = entries = 0
-    pending, seen = [_first_directory(block)] if len(block) >= 16 else [], set[int]()
+    pending = [_first_directory(block)] if len(block) >= 16 else []
     while pending:
-        at = pending.pop()
-        if at in seen:
-            continue
-        seen.add(at)
         try:
-            for tag, kind, count, place in _entries(block, at):
+            for tag, kind, count, place in _entries(block, pending.pop()):
                 bytes_ = count * _UNITS.get(kind, 0)
                 entries += 1
                 if tag in _SUBDIRECTORIES and kind in _INTEGERS:

@@ -547,6 +547,12 @@ def test_a_jpeg_that_ends_early_is_read_as_far_as_it_goes(progressive: bool) -> 
     assert read(data, strict=True).warnings == ()
 
 
+def test_png_chunks_count_only_before_the_pixels() -> None:
+    data = png(WIDTH, HEIGHT, 8, 2, RGB.tobytes())
+    late = data[:-12] + chunk(b"tRNS", struct.pack(">3H", *map(int, RGB[0, 0]))) + data[-12:]
+    expect(late, RGB)
+
+
 # --- formats
 
 

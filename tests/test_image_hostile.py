@@ -283,6 +283,14 @@ def test_flat_pictures_are_no_claims() -> None:
             assert read(encoded(image, format, **options)).rgb.shape == (2000, 2200, 3)
 
 
+def test_a_jpeg_has_a_hundred_scans_at_most() -> None:
+    """The ten of libjpeg are there too. Scans of a picture that follows do not count."""
+    assert read(many_scans(90)).rgb.shape == (2048, 2048, 3)
+    assert read(many_scans(90) + many_scans(90)).rgb.shape == (2048, 2048, 3)
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        read(many_scans(100))
+
+
 LAYERS = struct.pack(">I", 6_000_000) + (b"8BIM\0\1\0\0" + bytes(4)) * 500_000
 
 # Small pictures with a lot around them, and how many MB more than the file they may take.
@@ -354,7 +362,7 @@ BURDENS: dict[str, tuple[Callable[[], bytes], int]] = {
         ),
         10,
     ),
-    "a million beginnings of EXIF": (lambda: avif_with_exif(b"II*\0" * 10**6), 20),
+    "a million beginnings of EXIF": (lambda: avif_with_exif(b"II*\0\xff\xff\xff\xff" * 10**6), 30),
     "padding before a marker": (lambda: b"\xff\xd8" + b"\xff" * 5_000_000, 10),
     "markers without a length": (lambda: jpeg(None, b"\xff\xd0" * 10**6), 10),
     "comments in a plain ppm": (lambda: b"P3 5 5\n255\n" + b"#\n" * 500_000, 100),
