@@ -110,11 +110,14 @@ _HOLD_NO_METADATA = {"BMP", "PPM"}
 _JPEG_LIMITS = {"EXIF": 65533 - 6, "ICC profile": 255 * (65533 - 14), "XMP": 65533 - 29}
 
 # A picture of so many pixels is decoded however short its file is. A larger one must have a byte of
-# data for each so many pixels, or else most of it is missing or it is meant as a bomb. Huffman codes
-# of JPEG take a bit for a block of 64 pixels, those of GIF 12 bits for a string of 3839 pixels, the
-# runs of BMP two bytes for 255 pixels. The other formats have no bound, and get a generous one.
+# data for each so many pixels, or else most of it is missing or it is meant as a bomb. No encoder can
+# do better than the numbers of these formats: Deflate makes 1032 bytes of one, Huffman codes of JPEG
+# take a bit for a block of 64 pixels, those of GIF 12 bits for a string of 3839 pixels, runs two bytes
+# for 255 pixels (BMP), for 128 (PSD, TGA) or for 63 times 8 (PCX). The other formats have no bound, or
+# none that is worth a line, and get a generous one.
 _SMALL = 1 << 22
-_DENSITY = {"JPEG": 512, "GIF": 2731, "BMP": 128, "DIB": 128}
+_DENSITY = {"PNG": 8 * 1032, "JPEG": 512, "GIF": 2731, "BMP": 128, "DIB": 128, "PSD": 128}
+_DENSITY |= {"PPM": 8, "PCX": 256, "DDS": 2, "QOI": 64, "TGA": 128}
 _DENSEST = 1 << 16
 
 _MAX_CHUNKS = 1 << 18  # of a PNG
@@ -198,7 +201,8 @@ def read(
     if data.startswith(_AIC_MAGIC):
         raise ImageError("the input is an .aic file already")
     try:
-        with _quiet_pillow(max_pixels):
+        # Icons are decoded where they are opened.
+        with _quiet_pillow(min(max_pixels, max(_SMALL, len(data) * _DENSEST))):
             try:
                 return _decoded(data, wanted, max_pixels)
             except OSError as error:
@@ -208,8 +212,8 @@ def read(
     except AicError:
         raise
     except Image.DecompressionBombError as error:
-        size = _one_line(error).split(" exceeds ")[0]
-        raise LimitError(f"{size} exceeds the limit of {max_pixels} pixels") from error
+        size = re.search(r"\((\d+) pixels\)", str(error))
+        raise _too_dense(int(size[1]) if size else 0, data, max_pixels) from error
     except MemoryError as error:
         raise LimitError("not enough memory to decode the image") from error
     except UnidentifiedImageError as error:
@@ -359,9 +363,7 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
     _check_size(image.size, max_pixels)
     width, height = image.size
     if width * height > max(_SMALL, len(data) * _DENSITY.get(image.format or "", _DENSEST)):
-        raise LimitError(
-            f"{width}x{height} pixels in {len(data)} bytes: truncated, or a decompression bomb"
-        )
+        raise _too_dense(width * height, data, max_pixels)
     if image.format in ("WEBP", "AVIF"):
         notes += _left_out(getattr(image, "n_frames", 1) - 1)
     elif image.format == "GIF":
@@ -422,6 +424,13 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise LimitError(f"{width}x{height} pixels exceed the limit of {max_pixels} pixels")
     if max(size) > MAX_SIDE:
         raise LimitError(f"{width}x{height} pixels: a side is longer than {MAX_SIDE}")
+
+
+def _too_dense(pixels: int, data: bytes, max_pixels: int) -> LimitError:
+    """For an image that claims so many pixels, which are more than `max_pixels` or than `data` has."""
+    if pixels > max_pixels:
+        return LimitError(f"{pixels} pixels exceed the limit of {max_pixels} pixels")
+    return LimitError(f"{pixels} pixels in {len(data)} bytes: truncated, or a decompression bomb")
 
 
 def _depth(image: Image.Image, data: bytes) -> int:

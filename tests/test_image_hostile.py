@@ -278,9 +278,17 @@ def test_flat_pictures_are_no_claims() -> None:
             ("TIFF", {"compression": "tiff_adobe_deflate"}),
             ("TIFF", {"compression": "tiff_lzw"}),
             ("WEBP", {"lossless": True}),
+            ("BMP", {}),
+            ("PPM", {}),
             ("PCX", {}),
         ):
             assert read(encoded(image, format, **options)).rgb.shape == (2000, 2200, 3)
+    for image, format, options in (
+        (colour, "QOI", {}),
+        (colour.convert("RGBA"), "DDS", {"pixel_format": "DXT1"}),
+        (gray, "TGA", {"compression": "tga_rle"}),
+    ):
+        assert read(encoded(image, format, **options)).rgb.shape == (2000, 2200, 3)
 
 
 def test_a_jpeg_has_a_hundred_scans_at_most() -> None:
