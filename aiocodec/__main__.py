@@ -1,6 +1,6 @@
 """python -m aiocodec: the same as `aic`."""
 
-from aiocodec.cli import main
+from aiocodec.cli.main import main
 
 if __name__ == "__main__":
     main()

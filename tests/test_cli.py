@@ -24,6 +24,8 @@ import numpy as np
 import pytest
 
 from aiocodec import cli, errors, pretrained
+from aiocodec.cli import coding
+from aiocodec.cli.options import EXIT_CODES, MODELS
 from aiocodec.container import ChunkType, Header, Latents, pack, pack_latents
 
 AIC = [sys.executable, "-m", "aiocodec"]
@@ -131,7 +133,7 @@ def signals() -> Iterator[None]:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load_codec", lambda *args: Stub())
+    monkeypatch.setattr(coding, "load_codec", lambda *args: Stub())
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object) -> None:
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr(cli, "load_codec", load)
+    monkeypatch.setattr(coding, "load_codec", load)
 
 
 @pytest.fixture
@@ -202,7 +204,7 @@ def test_help_lists_every_exit_code() -> None:
     kinds = [errors.AicError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    assert {kind.exit_code for kind in kinds} | {0, 2, 130, 143} == listed == set(cli.EXIT_CODES)
+    assert {kind.exit_code for kind in kinds} | {0, 2, 130, 143} == listed == set(EXIT_CODES)
 
 
 def test_help_and_info_import_nothing_heavy(folder: Path) -> None:
@@ -346,7 +348,7 @@ def test_metadata_and_strip(folder: Path) -> None:
 
 
 def test_model_without_weights(folder: Path) -> None:
-    missing = set(cli.MODELS) - set(pretrained.Manifest.read().models)
+    missing = set(MODELS) - set(pretrained.Manifest.read().models)
     if not missing:
         pytest.skip("all models are installed")
     result = aic("encode", "x.png", "--model", missing.pop())
@@ -360,7 +362,7 @@ def test_no_weights_at_all(
     (folder / "x.aic").write_bytes(container())
     empty = tmp_path_factory.mktemp("weights")
     monkeypatch.setattr(pretrained, "_folder", lambda: empty)
-    monkeypatch.setattr(cli, "load_codec", cli.load_codec.__wrapped__)
+    monkeypatch.setattr(coding, "load_codec", coding.load_codec.__wrapped__)
     (folder / "y.png").write_bytes(png())
     for args in (("encode", "x.png", "y.png"), ("decode", "x.aic", "x.aic")):
         result = aic(*args, "--out-dir", "out")
@@ -419,7 +421,7 @@ def test_weights_of_an_unknown_program(
     weights = tmp_path_factory.mktemp("weights")
     forged_weights(pretrained._folder(), weights, program)
     monkeypatch.setattr(pretrained, "_folder", lambda: weights)
-    monkeypatch.setattr(cli, "load_codec", cli.load_codec.__wrapped__)
+    monkeypatch.setattr(coding, "load_codec", coding.load_codec.__wrapped__)
     result = aic("encode", "x.png")
     if words is None:  # the forgery itself is not at fault
         assert result.code == 0 and aic("decode", "x.aic", "y.png").code == 0
@@ -439,7 +441,7 @@ def test_a_manifest_that_is_none(
     (weights / "manifest.json").write_text(text)
     (folder / "x.aic").write_bytes(container())
     monkeypatch.setattr(pretrained, "_folder", lambda: weights)
-    monkeypatch.setattr(cli, "load_codec", cli.load_codec.__wrapped__)
+    monkeypatch.setattr(coding, "load_codec", coding.load_codec.__wrapped__)
     for args in (("encode", "x.png", "y.aic"), ("decode", "x.aic", "y.png")):
         result = aic(*args)
         assert result.code == 5 and "manifest" in result.error
@@ -722,8 +724,8 @@ def test_terminals_are_no_files(
 STUBBED = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_cli import Stub, cli
-cli.load_codec = lambda *args: Stub()
+from test_cli import Stub, cli, coding
+coding.load_codec = lambda *args: Stub()
 cli.main()
 """
 

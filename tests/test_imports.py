@@ -10,8 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "aiocodec"
 # Higher layers may import lower ones; modules of one layer do not know each other.
 LAYERS = [
     {"__main__"},
-    {"cli"},
-    {"doctor", "training.benchmark", "training.loop", "training.release"},
+    {"cli.main"},
+    {"cli.coding", "cli.evaluate", "cli.info", "cli.train"},
+    {"cli.options", "cli.report"},
+    {"files"},
+    {"training.benchmark", "training.loop", "training.release"},
     {"evaluate.report", "training.checkpoint", "training.validate"},
     {"evaluate.study", "training.run"},
     {"evaluate.codecs", "training.data", "training.muon"},
@@ -25,7 +28,9 @@ LAYERS = [
     {"config", "errors", "memory"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
-FREE = {"__init__", "training.__init__", "evaluate.__init__", "entropy.__init__"}  # names, no code
+FREE = {
+    f"{package}__init__" for package in ("", "cli.", "training.", "evaluate.", "entropy.")
+}  # names, no code
 # what a module may not know, though it lies below
 ENTROPY = ("model", "exact", "frozen", "passes")
 FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
@@ -33,8 +38,10 @@ FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
     for module in ("loop", "benchmark", "checkpoint", "validate", "run", "data", "muon")
     for name in ("rangecoder", "codec", "latents", "pretrained", "training.release")
 }
-PACKAGES = {"aiocodec", "aiocodec.entropy", "aiocodec.training", "aiocodec.evaluate"}
-STDLIB_ONLY = {"config", "container", "errors", "memory", "training.config"}
+PACKAGES = {"aiocodec"} | {
+    f"aiocodec.{name}" for name in ("cli", "entropy", "evaluate", "training")
+}
+STDLIB_ONLY = {"config", "container", "errors", "files", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
 
 

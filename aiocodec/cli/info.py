@@ -1,0 +1,113 @@
+"""`aic info`."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from aiocodec.cli.options import EPILOG, MODELS
+from aiocodec.cli.report import Reporter, Row, run_batch, say
+from aiocodec.config import VARIANTS
+from aiocodec.container import ChunkType, Container, unpack, unpack_latents
+from aiocodec.errors import BitstreamError, ModelError
+from aiocodec.files import read_input
+
+
+@click.command(epilog=EPILOG)
+@click.argument("paths", metavar="[IN]...", nargs=-1)
+@click.option("--model", type=click.Choice(MODELS), help="Describe a model instead of files.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
+def info(paths: tuple[str, ...], model: str | None, as_json: bool) -> None:
+    """Say what .aic files hold, or with --model what a model costs."""
+    if (model is None) == (not paths):
+        raise click.UsageError("give either files or --model NAME")
+    if model is not None:
+        row = describe_model(model)
+        say(*([json.dumps(row)] if as_json else table(row)))
+        return
+
+    def work(source: str, target: str) -> Row:
+        data = read_input(source, BitstreamError)
+        return describe(source, data, unpack(data, max_pixels=1 << 32))
+
+    def lines(row: Row) -> list[str]:
+        return table(row) + ([""] if len(paths) > 1 else [])
+
+    run_batch([(path, "-") for path in paths], work, Reporter(lines, as_json, lines_err=False))
+
+
+def describe(path: str, data: bytes, container: Container) -> Row:
+    """What `aic info` says of a file."""
+    from aiocodec.pretrained import Manifest
+
+    header = container.header
+    unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
+    model: str | None = None
+    with suppress(ModelError):
+        model = Manifest.read().for_fingerprint(header.fingerprint)
+    provenance = container.get(ChunkType.PROVENANCE)
+    chunks: dict[str, int] = {}
+    for kind, payload in container.chunks:
+        name = ChunkType(kind).name.lower() if kind in list(ChunkType) else f"0x{kind:02x}"
+        chunks[name] = chunks.get(name, 0) + len(payload)
+    return {
+        "input": path,
+        "bytes": len(data),
+        "version": header.version,
+        "width": header.width,
+        "height": header.height,
+        "bpp": round(8 * len(data) / (header.width * header.height), 5),
+        "quality": header.quality,
+        "flags": [
+            flag.name.lower() for flag in type(header.flags) if flag in header.flags and flag.name
+        ],
+        "fingerprint": header.fingerprint.hex(),
+        "model": model,  # the one that decodes it here
+        "encoder": provenance.decode("utf-8", "replace") if provenance else None,
+        "chunks": chunks,  # bytes
+    }
+
+
+def describe_model(name: str) -> Row:
+    """What `aic info --model` says; the only part of `info` that imports torch."""
+    from aiocodec.model import complexity
+    from aiocodec.pretrained import Manifest
+
+    config, installed = VARIANTS[name], False
+    with suppress(ModelError):
+        manifest = Manifest.read()
+        config, installed = manifest.config(name), True
+    cost = complexity(config)
+    return {
+        "model": name,
+        "parameters": {"total": sum(cost.parameters.values()), **cost.parameters},
+        "macs_256x256": {"total": sum(cost.macs.values()), **cost.macs},
+        # none where no weights of this model are installed
+        "weight_bytes": manifest.weight_bytes(name) if installed else None,
+        "fingerprint": manifest.fingerprint(name).hex() if installed else None,
+        "default": installed and manifest.models[0] == name,
+    }
+
+
+def table(row: Row) -> list[str]:
+    """A row for people: a line for every value, numbers in groups of three digits."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, int):
+            return f"{value:,}"
+        if isinstance(value, list):
+            return ", ".join(value) or "none"
+        return "none" if value is None else str(value)
+
+    flat: Row = {}
+    for key, value in row.items():
+        key = key.replace("_", " ")
+        if isinstance(value, dict):
+            flat |= {f"{key} {part}": amount for part, amount in value.items()}
+        else:
+            flat[key] = value
+    width = max(map(len, flat))
+    return [f"{key:<{width}}  {text(value)}" for key, value in flat.items()]
