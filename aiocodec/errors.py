@@ -5,8 +5,9 @@
     ├── BitstreamError            4   the .aic file is corrupt or truncated
     ├── CompatibilityError        5   the file is fine, this installation cannot decode it
     │   ├── VersionError              a bitstream version or critical feature from the future
-    │   └── ModelError                weights that are missing, damaged, or not those of the file
-    ├── LimitError                6   more pixels or memory than allowed
+    │   ├── ModelError                weights that are missing, damaged, or not those of the file
+    │   └── RuntimeMissing            PyTorch or another library cannot be loaded
+    ├── LimitError                6   more pixels, bytes or memory than allowed
     ├── OutputError               7   the output exists or cannot be written
     ├── BatchError                8   some files of a batch failed, the others are done
     ├── TrainingError             9   training cannot go on; the last checkpoint is good
@@ -16,6 +17,9 @@
 The number is the exit code of `aic`; 0 is success and 2 is a usage error. Messages are one line and
 name what is wrong; the command line puts the file's name in front.
 """
+
+import os
+import re
 
 
 class AicError(Exception):
@@ -50,8 +54,12 @@ class ModelError(CompatibilityError):
     """Weights are missing or damaged, or are not the ones that the file was made with."""
 
 
+class RuntimeMissing(CompatibilityError):
+    """PyTorch, or another library that the work needs, is missing or cannot be loaded."""
+
+
 class LimitError(AicError):
-    """The image has more pixels, or needs more memory, than allowed."""
+    """The file has more pixels or bytes, or needs more memory, than allowed."""
 
     exit_code = 6
 
@@ -90,6 +98,8 @@ _NO_MEMORY = (  # phrases of torch's messages, in lower case
     "alloc_failed",  # cuBLAS and cuDNN
 )
 
+_NO_SPACE = re.compile("cannot allocate|failed to map segment", re.IGNORECASE)  # of the loader
+
 
 def out_of_memory(fault: BaseException) -> bool:
     """Whether an exception says that the memory of the machine or of a device is used up.
@@ -104,3 +114,21 @@ def out_of_memory(fault: BaseException) -> bool:
         return True
     text = str(fault).lower()
     return isinstance(fault, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
+
+
+def as_aic_error(fault: Exception) -> AicError:
+    """The error to report for any exception: itself, a lack of memory or of a library, or what should
+    never happen, by its name. With AIC_DEBUG in the environment the last is raised as it is."""
+    if isinstance(fault, AicError):
+        return fault
+    text = " ".join(str(fault).split())[:200]
+    library = isinstance(fault, ImportError) or (isinstance(fault, OSError) and not fault.errno)
+    if out_of_memory(fault) or (library and _NO_SPACE.search(text)):
+        return LimitError("not enough memory")
+    if library:  # the loader's own errors have no number
+        return RuntimeMissing(f"a library cannot be loaded: {text}")
+    if os.environ.get("AIC_DEBUG"):
+        raise fault
+    return AicError(
+        f"internal error: {type(fault).__name__}: {text} (AIC_DEBUG=1 shows the traceback)"
+    )

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiocodec import cli, errors, pretrained
-from aiocodec.cli import coding
+from aiocodec import batch, cli, errors, pretrained
 from aiocodec.cli.options import EXIT_CODES, MODELS
 from aiocodec.container import ChunkType, Header, Latents, pack, pack_latents
 
@@ -122,18 +121,9 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """`main` sets handlers and leaves them, as a process of its own may."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coding, "load_codec", lambda *args: Stub())
+    monkeypatch.setattr(batch, "load_codec", lambda *args: Stub())
 
 
 @pytest.fixture
@@ -143,7 +133,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object) -> None:
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr(coding, "load_codec", load)
+    monkeypatch.setattr(batch, "load_codec", load)
 
 
 @pytest.fixture
@@ -204,7 +194,7 @@ def test_help_lists_every_exit_code() -> None:
     kinds = [errors.AicError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    assert {kind.exit_code for kind in kinds} | {0, 2, 130, 143} == listed == set(EXIT_CODES)
+    assert {kind.exit_code for kind in kinds} | {0, 2, 129, 130, 143} == listed == set(EXIT_CODES)
 
 
 def test_help_and_info_import_nothing_heavy(folder: Path) -> None:
@@ -362,12 +352,14 @@ def test_no_weights_at_all(
     (folder / "x.aic").write_bytes(container())
     empty = tmp_path_factory.mktemp("weights")
     monkeypatch.setattr(pretrained, "_folder", lambda: empty)
-    monkeypatch.setattr(coding, "load_codec", coding.load_codec.__wrapped__)
+    monkeypatch.setattr(batch, "load_codec", batch.load_codec.__wrapped__)
     (folder / "y.png").write_bytes(png())
     for args in (("encode", "x.png", "y.png"), ("decode", "x.aic", "x.aic")):
         result = aic(*args, "--out-dir", "out")
         assert result.code == 8
-        assert len(result.err.splitlines()) == 3
+        *failures, summary, last = result.err.splitlines()
+        assert len(failures) == 2 and last == "aic: 2 of 2 files failed"
+        assert summary.startswith("0 files done, 2 failed: ")
         assert names(folder / "out") == set()
     result = aic("decode", "x.aic", "z.png")
     assert result.code == 5 and result.error.startswith("x.aic: ")
@@ -421,7 +413,7 @@ def test_weights_of_an_unknown_program(
     weights = tmp_path_factory.mktemp("weights")
     forged_weights(pretrained._folder(), weights, program)
     monkeypatch.setattr(pretrained, "_folder", lambda: weights)
-    monkeypatch.setattr(coding, "load_codec", coding.load_codec.__wrapped__)
+    monkeypatch.setattr(batch, "load_codec", batch.load_codec.__wrapped__)
     result = aic("encode", "x.png")
     if words is None:  # the forgery itself is not at fault
         assert result.code == 0 and aic("decode", "x.aic", "y.png").code == 0
@@ -441,7 +433,7 @@ def test_a_manifest_that_is_none(
     (weights / "manifest.json").write_text(text)
     (folder / "x.aic").write_bytes(container())
     monkeypatch.setattr(pretrained, "_folder", lambda: weights)
-    monkeypatch.setattr(coding, "load_codec", coding.load_codec.__wrapped__)
+    monkeypatch.setattr(batch, "load_codec", batch.load_codec.__wrapped__)
     for args in (("encode", "x.png", "y.aic"), ("decode", "x.aic", "y.png")):
         result = aic(*args)
         assert result.code == 5 and "manifest" in result.error
@@ -529,7 +521,7 @@ def test_unreadable_images(data: bytes, folder: Path, no_model: None) -> None:
     assert names(folder) == {"x.png", "bad.png"}
 
 
-@pytest.mark.parametrize("path", ["missing", ".", "..", "/", "", "sub/", "x.png/y.png"])
+@pytest.mark.parametrize("path", ["missing", "", "x.png/y.png"])
 def test_inputs_that_are_no_files(path: str, folder: Path, no_model: None) -> None:
     (folder / "sub").mkdir()
     for command, code in (("encode", 3), ("decode", 4)):
@@ -539,6 +531,19 @@ def test_inputs_that_are_no_files(path: str, folder: Path, no_model: None) -> No
     assert names(folder) == {"x.png", "sub"}
     assert names(folder / "sub") == set()
     assert aic("encode", path).code in (3, 7)
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "sub/"])
+def test_folders_need_an_option(path: str, folder: Path, no_model: None) -> None:
+    (folder / "sub").mkdir()
+    for command in ("encode", "decode"):
+        for args in ((path,), (path, "out"), (path, "--out-dir", "sub")):
+            result = aic(command, *args)
+            assert result.code == 2 and "--recursive" in result.error
+        assert aic(command, path, "-r").code == 2  # and a folder for the outputs
+    assert aic("info", path).code == 4
+    assert names(folder) == {"x.png", "sub"}
+    assert names(folder / "sub") == set()
 
 
 def test_pixel_limit(folder: Path, no_model: None) -> None:
@@ -724,8 +729,8 @@ def test_terminals_are_no_files(
 STUBBED = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_cli import Stub, cli, coding
-coding.load_codec = lambda *args: Stub()
+from test_cli import Stub, cli, batch
+batch.load_codec = lambda *args: Stub()
 cli.main()
 """
 
@@ -790,19 +795,26 @@ def test_batch_goes_on(folder: Path, stub: None) -> None:
     paths = ("x.png", "bad.png", "missing.png", "sub/x.png", "y.png")
     result = aic("encode", *paths, "--out-dir", "out", "--force", "-q", 7)
     assert (result.code, result.out) == (8, b"")
-    first, bad, missing, twice, last, summary = result.err.splitlines()
+    first, bad, missing, twice, last, total, summary = result.err.splitlines()
     assert first.startswith("x.png -> out/x.aic: 70x50, ") and "quality 7" in first
     assert bad.startswith("aic: bad.png: ")
     assert missing.startswith("aic: missing.png: cannot be read: ")
     assert twice.startswith("aic: sub/x.png: ") and "another input" in twice
     assert last.startswith("y.png -> out/y.aic: 1x1, ")
+    assert re.fullmatch(r"2 files done, 3 failed: \S+ \S+ -> 92 bytes, [\d.]+ s", total)
     assert summary == "aic: 3 of 5 files failed"
     assert names(folder / "out") == {"x.aic", "y.aic"}
     assert (folder / "out" / "x.aic").read_bytes() == container(quality=7)
 
     result = aic("decode", "out/x.aic", "bad.png", "out/y.aic", "--out-dir", "back", "--json")
     assert result.code == 8
-    assert [row.get("exit_code", 0) for row in result.json] == [0, 4, 0]
+    *rows, last = result.json
+    assert [row.get("exit_code", 0) for row in rows] == [0, 4, 0]
+    assert rows[0]["input_bytes"] == rows[0]["bytes"] == len(container())
+    total = last.pop("summary")
+    assert not last and (total["done"], total["skipped"], total["failed"]) == (2, 0, 1)
+    assert total["input_bytes"] == 2 * len(container())
+    assert total["output_bytes"] == sum(row.get("output_bytes", 0) for row in rows)
     assert len(result.err.splitlines()) == 2
     assert names(folder / "back") == {"x.png", "y.png"}
 
@@ -862,12 +874,13 @@ def test_progress_on_a_terminal(folder: Path, stub: None, monkeypatch: pytest.Mo
             return screen()
 
     lines = shown("x.png", "bad.png", "y.png", "--out-dir", "out")
-    assert len(lines) == 6 and lines[5] == ""
+    assert len(lines) == 7 and lines[6] == ""
     assert re.fullmatch(r"x\.png -> \S+: 70x50, .* s", lines[0])
     assert re.fullmatch(r"aic: bad\.png: not an image[^\]]*", lines[1])
     assert re.fullmatch(r"y\.png -> \S+: 1x1, .* s", lines[2])
     assert re.fullmatch(r" +\[#+\] +3/3", lines[3])
-    assert lines[4] == "aic: 1 of 3 files failed"
+    assert lines[4].startswith("2 files done, 1 failed: ")
+    assert lines[5] == "aic: 1 of 3 files failed"
 
     assert "[#" not in "".join(shown("x.png"))  # one file
     assert shown("x.png", "y.png", "--out-dir", "out", "--quiet") == [""]

@@ -13,6 +13,7 @@ LAYERS = [
     {"cli.main"},
     {"cli.coding", "cli.evaluate", "cli.info", "cli.train"},
     {"cli.options", "cli.report"},
+    {"batch"},
     {"files"},
     {"training.benchmark", "training.loop", "training.release"},
     {"evaluate.report", "training.checkpoint", "training.validate"},
@@ -25,7 +26,7 @@ LAYERS = [
     {"entropy.model"},
     {"layers", "entropy.passes", "training.config"},
     {"container", "rangecoder", "image", "metrics", "degrade"},
-    {"config", "errors", "memory"},
+    {"config", "errors", "signals"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
 FREE = {
@@ -41,7 +42,7 @@ FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
 PACKAGES = {"aiocodec"} | {
     f"aiocodec.{name}" for name in ("cli", "entropy", "evaluate", "training")
 }
-STDLIB_ONLY = {"config", "container", "errors", "files", "training.config"}
+STDLIB_ONLY = {"config", "container", "errors", "signals", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
 
 

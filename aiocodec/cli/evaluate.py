@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from aiocodec.batch import loading_torch
 from aiocodec.cli.options import EPILOG, FOLDER, device_option, threads_option
 from aiocodec.cli.report import emit, say
 from aiocodec.errors import BatchError
@@ -95,14 +96,16 @@ def evaluate(
         raise click.UsageError("give --json or --csv, not both")
     if cache and no_cache:
         raise click.UsageError("give --cache or --no-cache, not both")
-    from aiocodec.evaluate.report import aligned, as_csv, deltas_table, points_table, write_report
-    from aiocodec.evaluate.study import Study, default_cache, read_curves
+    with loading_torch():
+        from aiocodec.evaluate.report import (
+            aligned,
+            as_csv,
+            deltas_table,
+            points_table,
+            write_report,
+        )
+        from aiocodec.evaluate.study import Study, default_cache, read_curves
 
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise click.UsageError("no CUDA device is available")
     try:
         study = Study(
             folder,

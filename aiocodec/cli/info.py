@@ -1,17 +1,19 @@
 """`aic info`."""
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import click
 
+from aiocodec.batch import Row, loading_torch
 from aiocodec.cli.options import EPILOG, MODELS
-from aiocodec.cli.report import Reporter, Row, run_batch, say
+from aiocodec.cli.report import Reporter, say
 from aiocodec.config import VARIANTS
 from aiocodec.container import ChunkType, Container, unpack, unpack_latents
-from aiocodec.errors import BitstreamError, ModelError
-from aiocodec.files import read_input
+from aiocodec.errors import AicError, ModelError, as_aic_error
+from aiocodec.files import read_aic
 
 
 @click.command(epilog=EPILOG)
@@ -27,14 +29,18 @@ def info(paths: tuple[str, ...], model: str | None, as_json: bool) -> None:
         say(*([json.dumps(row)] if as_json else table(row)))
         return
 
-    def work(source: str, target: str) -> Row:
-        data = read_input(source, BitstreamError)
-        return describe(source, data, unpack(data, max_pixels=1 << 32))
+    def outcomes() -> Iterator[tuple[str, Row | AicError]]:
+        for path in paths:
+            try:
+                data = read_aic(path)
+                yield path, describe(path, data, unpack(data, max_pixels=1 << 32))
+            except Exception as fault:
+                yield path, as_aic_error(fault)
 
     def lines(row: Row) -> list[str]:
         return table(row) + ([""] if len(paths) > 1 else [])
 
-    run_batch([(path, "-") for path in paths], work, Reporter(lines, as_json, lines_err=False))
+    Reporter(lines, as_json, lines_err=False).report(outcomes(), len(paths))
 
 
 def describe(path: str, data: bytes, container: Container) -> Row:
@@ -71,7 +77,8 @@ def describe(path: str, data: bytes, container: Container) -> Row:
 
 def describe_model(name: str) -> Row:
     """What `aic info --model` says; the only part of `info` that imports torch."""
-    from aiocodec.model import complexity
+    with loading_torch():
+        from aiocodec.model import complexity
     from aiocodec.pretrained import Manifest
 
     config, installed = VARIANTS[name], False

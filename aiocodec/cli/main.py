@@ -6,21 +6,20 @@ start at once.
 """
 
 import io
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
-from aiocodec import __version__
+from aiocodec import __version__, signals
 from aiocodec.cli.coding import decode, encode
 from aiocodec.cli.evaluate import evaluate
 from aiocodec.cli.info import info
 from aiocodec.cli.options import EPILOG, EXIT_CODES
-from aiocodec.cli.report import as_aic_error, say
+from aiocodec.cli.report import say
 from aiocodec.cli.train import train
-from aiocodec.errors import OutputError
+from aiocodec.errors import OutputError, as_aic_error
 from aiocodec.files import abandon
 
 
@@ -36,41 +35,30 @@ for command in (encode, decode, info, evaluate, train):
     cli.add_command(command)
 
 
-class Stopped(SystemExit):
-    """SIGINT or SIGTERM came; its code is the exit code. No `except Exception` on the way holds it
-    up, temporary files are removed, and wherever it ends up there is no traceback."""
-
-    code: int
-
-
-def stop(number: int, frame: object) -> None:
-    """The signal handler."""
-    raise Stopped(128 + number)
-
-
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `aic` and exit; every error becomes one line on stderr and one of EXIT_CODES."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, stop)
+    signals.install()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args, standalone_mode=False) or 0
-    except Stopped as stopped:
+    except signals.Stopped as stopped:
+        signals.undo()
         code = stopped.code
         say(f"aic: {EXIT_CODES[code]}", err=True)
     except click.UsageError as error:
         code = error.exit_code
         command = error.ctx.command_path if error.ctx else "aic"
         say(f"aic: {error.format_message()} (see {command} --help)", err=True)
-    except OSError as fault:  # click printing help, or training writing its files
-        code = OutputError.exit_code
-        if not fault.filename:
-            abandon(sys.stdout)
-        say(f"aic: {fault.filename or 'stdout'}: {fault.strerror}", err=True)
     except Exception as fault:
-        reason = as_aic_error(fault)
-        code = reason.exit_code
-        say(f"aic: {reason}", err=True)
+        if isinstance(fault, OSError) and fault.errno:
+            # click was printing help, or training writing its files
+            code = OutputError.exit_code
+            if not fault.filename:
+                abandon(sys.stdout)
+            say(f"aic: {fault.filename or 'stdout'}: {fault.strerror}", err=True)
+        else:
+            reason = as_aic_error(fault)
+            code = reason.exit_code
+            say(f"aic: {reason}", err=True)
     sys.exit(code)

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from aiocodec import signals
+from aiocodec.batch import loading_torch
 from aiocodec.config import DEFAULT_MAX_PIXELS, VARIANTS
 
 EXIT_CODES = {
@@ -15,48 +17,33 @@ EXIT_CODES = {
     2: "wrong usage",
     3: "an image that cannot be read",
     4: "an .aic file that is corrupt, truncated or cannot be read",
-    5: "an .aic file of an unsupported version or another model, or no weights",
+    5: "an .aic file of an unsupported version or another model, no weights, or PyTorch cannot be loaded",
     6: "a limit is exceeded: pixels, memory or file size",
     7: "the output exists or cannot be written",
     8: "some files of a batch failed, the others are done",
     9: "training cannot go on, its last checkpoint is good",
-    130: "interrupted",
-    143: "terminated",
+    **signals.MEANING,
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:5}  {text}" for code, text in EXIT_CODES.items())
 
 MODELS = tuple(VARIANTS)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that encode and decode share."""
-    for option in reversed(
-        (
-            click.option(
-                "--out-dir",
-                metavar="DIR",
-                help="Write every output into this folder; allows several inputs.",
-            ),
-            model_option,
-            device_option,
-            threads_option,
-            click.option(
-                "--max-pixels",
-                type=click.IntRange(1),
-                default=DEFAULT_MAX_PIXELS,
-                show_default=True,
-                help="Refuse larger pictures.",
-            ),
-            click.option("-f", "--force", is_flag=True, help="Overwrite existing outputs."),
-            click.option(
-                "--json", "as_json", is_flag=True, help="Report one JSON object per file."
-            ),
-            click.option("--quiet", is_flag=True, help="Report errors only."),
-            click.option("--verbose", is_flag=True, help="Report model and device too."),
-        )
-    ):
-        command = option(command)
-    return command
+def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in their order."""
+    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
+
+
+def existing_device(ctx: click.Context, param: click.Parameter, device: str) -> str:
+    """A callback that refuses a CUDA device that is not there; only where one is asked for is PyTorch
+    imported for that."""
+    if device == "cuda":
+        with loading_torch():
+            import torch
+        if not torch.cuda.is_available():
+            raise click.BadParameter("no CUDA device is available", ctx, param)
+    return device
 
 
 model_option = click.option(
@@ -67,14 +54,45 @@ device_option = click.option(
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
+    callback=existing_device,
     help="Where to compute; auto is cuda where there is one.",
 )
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads; by default all cores."
 )
-
-
-def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator, in their order."""
-    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
+coding_options = grouped(
+    click.option(
+        "--out-dir",
+        metavar="DIR",
+        help="Write every output into this folder; allows several inputs.",
+    ),
+    click.option(
+        "-r", "--recursive", is_flag=True, help="Take the files in folders; DIR gets the same tree."
+    ),
+    click.option(
+        "-j",
+        "--jobs",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Work on N files at once, with one thread each (see --threads).",
+    ),
+    click.option("-f", "--force", is_flag=True, help="Overwrite existing outputs."),
+    click.option("--skip-existing", is_flag=True, help="Leave out what has an output already."),
+    model_option,
+    device_option,
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        help="CPU threads; by default all cores, with --jobs one.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=DEFAULT_MAX_PIXELS,
+        show_default=True,
+        help="Refuse larger pictures.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Report one JSON object per file."),
+    click.option("--quiet", is_flag=True, help="Report errors only."),
+    click.option("--verbose", is_flag=True, help="Report model and device too."),
+)

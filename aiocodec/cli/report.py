@@ -1,19 +1,17 @@
 """What is said: lines for people on stderr, data and JSON on stdout, and what came of a batch."""
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import click
 
-from aiocodec.errors import AicError, BatchError, LimitError, OutputError, out_of_memory
-from aiocodec.files import abandon, is_same_file
-
-Row = dict[str, Any]  # what is reported of a file; keys as in the JSON
+from aiocodec.batch import Row
+from aiocodec.errors import AicError, BatchError, OutputError
+from aiocodec.files import abandon
 
 
 def say(*lines: str, err: bool = False) -> None:
@@ -40,36 +38,99 @@ def emit(text: str) -> None:
 
 @dataclass
 class Reporter:
-    """What a command says of its files while it works, and of those that fail."""
+    """What a command says of its files while it works, of those that fail, and in the end of all."""
 
     lines: Callable[[Row], list[str]]  # the report for people
     as_json: bool
     quiet: bool = False  # errors only
     lines_err: bool = True  # lines go to stderr
     json_err: bool = False  # JSON goes to stderr, because stdout carries a file
+    summary: bool = False  # several files are summed up
     bar_shown: bool = False
+    started: float = field(default_factory=time.perf_counter)
 
-    def done(self, row: Row) -> None:
-        """One file is finished."""
+    def report(self, outcomes: Iterable[tuple[str, Row | AicError]], count: int) -> None:
+        """Say what came of each of `count` inputs, as it comes, then of all. One alone fails with its
+        own exit code; of several, the others are still done and a BatchError follows."""
+        failures: list[AicError] = []
+        rows: list[Row] = []
+        with self._counting(count) as advance:
+            for path, outcome in outcomes:
+                if isinstance(outcome, AicError):
+                    self._failed(path, outcome)
+                    failures.append(outcome)
+                else:
+                    self._done(path, outcome)
+                    rows.append(outcome)
+                advance()
+        if self.summary and count > 1:
+            self._sum_up(rows, len(failures))
+        if failures and count == 1:
+            raise click.exceptions.Exit(failures[0].exit_code)
+        if failures:
+            raise BatchError(f"{len(failures)} of {count} files failed")
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[float], None] | None]:
+        """A bar on stderr for one large file, if that is a terminal; gives the function that is told
+        the fraction that is done."""
+        if not self._has_terminal():
+            yield None
+            return
+        shown = -1
+
+        def tell(fraction: float) -> None:
+            nonlocal shown
+            percent = int(100 * fraction)
+            if percent != shown:
+                shown, self.bar_shown = percent, True
+                bar = "#" * (percent * 36 // 100)
+                click.echo(f"\r[{bar:-<36}] {percent:3}%", nl=False, err=True)
+
+        try:
+            yield tell
+        finally:
+            self._clear()
+            self.bar_shown = False
+
+    def _done(self, path: str, row: Row) -> None:
         if self.as_json:
             self._say(json.dumps(row), err=self.json_err)
         elif not self.quiet:
+            for warning in row.get("warnings", ()):
+                self._say(f"aic: {path}: warning: {warning}", err=True)
             self._say(*self.lines(row), err=self.lines_err)
 
-    def failed(self, path: str, error: AicError) -> None:
-        """One file could not be done."""
+    def _failed(self, path: str, error: AicError) -> None:
         if self.as_json:
             row = {"input": path, "error": str(error), "exit_code": error.exit_code}
             self._say(json.dumps(row), err=self.json_err)
         if not (self.as_json and self.json_err):
             self._say(f"aic: {path}: {error}", err=True)
 
+    def _sum_up(self, rows: list[Row], failed: int) -> None:
+        skipped = sum("skipped" in row for row in rows)
+        total = {
+            "done": len(rows) - skipped,
+            "skipped": skipped,
+            "failed": failed,
+            "input_bytes": sum(row.get("input_bytes", 0) for row in rows),
+            "output_bytes": sum(row.get("output_bytes", 0) for row in rows),
+            "seconds": round(time.perf_counter() - self.started, 3),
+        }
+        if self.as_json:
+            self._say(json.dumps({"summary": total}), err=self.json_err)
+        elif not self.quiet:
+            line = f"{_files(len(rows) - skipped)} done"
+            line += f", {skipped} skipped" if skipped else ""
+            line += f", {failed} failed" if failed else ""
+            sizes = f"{_size(total['input_bytes'])} -> {_size(total['output_bytes'])}"
+            self._say(f"{line}: {sizes}, {total['seconds']:.1f} s", err=True)
+
     @contextmanager
-    def progress(self, count: int) -> Iterator[Callable[[], None]]:
-        """A bar on stderr for more than one file, where lines go there and it is a terminal; gives
-        the function that advances it."""
-        lines = self.lines_err and not self.quiet and not self.as_json
-        if count < 2 or not lines or sys.stderr is None or not sys.stderr.isatty():
+    def _counting(self, count: int) -> Iterator[Callable[[], None]]:
+        """A bar for more than one file; gives the function that advances it."""
+        if count < 2 or not self._has_terminal():
             yield lambda: None
             return
         with click.progressbar(length=count, file=sys.stderr, show_pos=True) as bar:
@@ -79,53 +140,27 @@ class Reporter:
             finally:
                 self.bar_shown = False
 
+    def _has_terminal(self) -> bool:
+        """Whether bars are wanted: lines go to stderr, and it is a terminal."""
+        lines = self.lines_err and not self.quiet and not self.as_json
+        return lines and sys.stderr is not None and sys.stderr.isatty()
+
     def _say(self, *lines: str, err: bool) -> None:
-        if self.bar_shown:  # its next step draws it again, below
-            click.echo("\r\x1b[K", nl=False, err=True)
+        self._clear()  # the next step of a bar draws it again, below
         say(*lines, err=err)
 
-
-def run_batch(
-    pairs: Sequence[tuple[str, str]], work: Callable[[str, str], Row], reporter: Reporter
-) -> None:
-    """Do every (input, output). One alone fails with its own error; of several, the others are still
-    done and a BatchError follows."""
-    failures: list[AicError] = []
-    written: set[str] = set()
-    with reporter.progress(len(pairs)) as advance:
-        for source, target in pairs:
-            try:
-                if target in written:
-                    raise OutputError(f"{target} has just been written, from another input")
-                if target != "-" and is_same_file(source, target):
-                    raise OutputError("the output is the input")
-                row = work(source, target)
-            except click.UsageError:
-                raise
-            except Exception as fault:
-                error = as_aic_error(fault)
-                reporter.failed(source, error)
-                failures.append(error)
-            else:
-                if target != "-":
-                    written.add(target)
-                reporter.done(row)
-            advance()
-    if failures and len(pairs) == 1:
-        raise click.exceptions.Exit(failures[0].exit_code)
-    if failures:
-        raise BatchError(f"{len(failures)} of {len(pairs)} files failed")
+    def _clear(self) -> None:
+        if self.bar_shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
 
 
-def as_aic_error(fault: Exception) -> AicError:
-    """The error to report for an exception: itself, or what should never happen by its name."""
-    if isinstance(fault, AicError):
-        return fault
-    if os.environ.get("AIC_DEBUG"):
-        raise fault
-    if out_of_memory(fault):
-        return LimitError("not enough memory")
-    text = " ".join(str(fault).split())[:200]
-    return AicError(
-        f"internal error: {type(fault).__name__}: {text} (AIC_DEBUG=1 shows the traceback)"
-    )
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _size(length: int) -> str:
+    """A number of bytes for people."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if length >= unit:
+            return f"{length / unit:.1f} {name}"
+    return f"{length} bytes"

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from aiocodec.batch import Row, loading_torch
 from aiocodec.cli.options import EPILOG, FOLDER, MODELS, device_option, grouped
-from aiocodec.cli.report import Row, say
+from aiocodec.cli.report import say
 from aiocodec.config import STRIDE, VARIANTS
 from aiocodec.training.config import ANNEALED_SHARE, TrainConfig
 
@@ -105,12 +106,10 @@ training_options = grouped(
 
 def training_device(device: str) -> str:
     """ "cpu" or "cuda", for `--device`."""
-    import torch
-
+    with loading_torch():
+        import torch
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter("there is no CUDA device", param_hint="--device")
     return device
 
 
@@ -166,8 +165,10 @@ def train_run(
         fields["depths"] = tuple(sorted({0.0: 99, **dict(grow)}.items()))
     config = TrainConfig.for_device(data["device"], patches, batch, **fields)
     from aiocodec.pretrained import Manifest
-    from aiocodec.training.checkpoint import load_weights
-    from aiocodec.training.loop import train as run
+
+    with loading_torch():
+        from aiocodec.training.checkpoint import load_weights
+        from aiocodec.training.loop import train as run
 
     model = load_weights(start) if start else None
     if pretrained:
@@ -198,7 +199,8 @@ def train_anneal(
     """Branch from RUN, running or stopped, into the folder OUT, and bring the learning rate to zero."""
     fields, data = training_arguments(options)
     config = TrainConfig.for_device(data["device"], **fields)
-    from aiocodec.training.loop import anneal
+    with loading_torch():
+        from aiocodec.training.loop import anneal
 
     anneal(run, photographs, out, variant, config, megapixels, side=patches, batch=batch, **data)
 
@@ -208,8 +210,9 @@ def train_anneal(
 @click.argument("weights", type=click.Path(path_type=Path))
 def train_release(run: Path, weights: Path) -> None:
     """Freeze an annealed RUN into the folder WEIGHTS, as its default model."""
-    from aiocodec.training.checkpoint import load_weights
-    from aiocodec.training.release import release
+    with loading_torch():
+        from aiocodec.training.checkpoint import load_weights
+        from aiocodec.training.release import release
 
     frozen = release(load_weights(run, annealed=True), weights)
     say(f"released into {weights}, entropy model {frozen.fingerprint.hex()}", err=True)
@@ -253,12 +256,13 @@ def train_preview(photographs: Path, sheet: Path, seed: int) -> None:
 
 def write_preview(folder: Path, path: Path, seed: int) -> None:
     """A contact sheet of what training does to five of the first fifty photographs, made small."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
+    with loading_torch():
+        import numpy as np
+        import torch
+        from PIL import Image, ImageOps
 
-    from aiocodec.degrade import contact_sheet
-    from aiocodec.training.data import Photographs
+        from aiocodec.degrade import contact_sheet
+        from aiocodec.training.data import Photographs
 
     images = Photographs.load(folder, limit=50)
     chosen = np.random.default_rng(seed).choice(len(images), 5, replace=len(images) < 5)
@@ -283,7 +287,8 @@ def train_benchmark(
 ) -> None:
     """Measure how fast this machine trains."""
     device = training_device(device)
-    from aiocodec.training.benchmark import benchmark
+    with loading_torch():
+        from aiocodec.training.benchmark import benchmark
 
     cuda = device == "cuda"
     side = TrainConfig.for_device(device, patches).phase(0)[0]
