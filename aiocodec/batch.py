@@ -32,6 +32,7 @@ from aiocodec.errors import (
     OutputError,
     as_aic_error,
 )
+from aiocodec.loading import loading
 
 if TYPE_CHECKING:
     from aiocodec.codec import Codec
@@ -121,7 +122,7 @@ class Encode(_Coding):
 
     def _code(self, job: Job, progress: Progress | None) -> Row:
         data = files.read_image(job.source)
-        with signals.held():
+        with loading("numpy"):
             from aiocodec.image import read
         picture = read(data, max_pixels=self.max_pixels, strict=self.strict, formats=self.formats)
         length = len(data)
@@ -148,7 +149,7 @@ class Encode(_Coding):
 
     def suffixes(self) -> frozenset[str]:
         """Those of photographs in formats that Pillow reads."""
-        with signals.held():
+        with loading("numpy"):
             from aiocodec.image import SUFFIXES
         return SUFFIXES | _ONLY_READ
 
@@ -166,7 +167,7 @@ class Decode(_Coding):
     unreadable: ClassVar[type[AicError]] = BitstreamError
 
     def _code(self, job: Job, progress: Progress | None) -> Row:
-        with signals.held():
+        with loading("numpy"):
             from aiocodec.image import format_of, losses, write
         from aiocodec.pretrained import Manifest
 
@@ -233,58 +234,17 @@ def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
     CompatibilityError for a device that is not there, ModelError for weights that are not.
     """
     try:
-        with loading_torch():
+        with loading("torch"):
             import torch
 
             from aiocodec.codec import Codec
-    except (ImportError, OSError, MemoryError, RuntimeError) as fault:
+    except Exception as fault:
         raise as_aic_error(fault) from None
     if device == "cuda" and not torch.cuda.is_available():
         raise CompatibilityError("no CUDA device is available")
     if threads is not None:
         torch.set_num_threads(threads)
     return Codec(model, device)
-
-
-@contextmanager
-def loading_torch() -> Iterator[None]:
-    """A block that imports PyTorch, in which signals are held; LimitError where the address space
-    that `ulimit -v` leaves is so small that its libraries would abort the process."""
-    if (limit := _address_space()) is not None:
-        from importlib.util import find_spec
-
-        spec = find_spec("torch")
-        places = spec.submodule_search_locations if spec else None
-        libraries = os.path.join(places[0], "lib") if places else os.curdir
-        needed = _ADDRESSES
-        with suppress(OSError):
-            needed += sum(
-                file.stat().st_size for file in os.scandir(libraries) if ".so" in file.name
-            )
-        if limit < needed:
-            raise LimitError(
-                f"not enough memory: PyTorch takes {needed >> 20} MiB of address space, "
-                f"the limit (ulimit -v) leaves {limit >> 20}"
-            )
-    with signals.held():
-        yield
-
-
-_ADDRESSES = 250 << 20  # that PyTorch takes besides its libraries
-
-
-def _address_space() -> int | None:
-    """Bytes of address space that the process may still take; None without a limit."""
-    try:
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
-            return None
-        with open("/proc/self/statm") as file:
-            return limit - int(file.read().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError, ValueError):
-        return None
 
 
 # --------------------------------------------------------------------------- the list

@@ -96,6 +96,7 @@ _NO_MEMORY = (  # phrases of torch's messages, in lower case
     "out of memory",  # CUDA and other devices
     "tried to allocate",  # most of the above go on so
     "alloc_failed",  # cuBLAS and cuDNN
+    "could not create a primitive",  # oneDNN, which does not say why; sizes that it refuses are not ours
 )
 
 _NO_SPACE = re.compile("cannot allocate|failed to map segment", re.IGNORECASE)  # of the loader

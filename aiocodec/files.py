@@ -17,6 +17,7 @@ from typing import IO, BinaryIO
 from aiocodec import signals
 from aiocodec.container import HEADER_SIZE, MAGIC
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
+from aiocodec.loading import loading
 
 MAX_FILE_BYTES = 1 << 30
 TEMPORARY = f".aic-{os.urandom(8).hex()}-"  # how names of temporary files of this process begin
@@ -125,7 +126,7 @@ def _kind(head: bytes) -> str | None:
     """The format of a file that begins with `head`, as `kind_of` names it."""
     if head.startswith(MAGIC):
         return "AIC"
-    with signals.held():
+    with loading("numpy"):
         from aiocodec.image import kind
     return kind(head)
 

@@ -240,6 +240,9 @@ assert not heavy, heavy
         "encode - --out-dir coded",
         "decode x.aic y.aic",
         "decode x.aic --format nonsense",
+        "encode -r .",
+        "encode x.png --jobs 0",
+        "encode x.png --force --skip-existing",
         "info",
         "info --model huge",
         "info x.aic --model nano",
@@ -822,6 +825,156 @@ def test_batch_goes_on(folder: Path, stub: None) -> None:
     assert (result.code, result.out, result.err) == (0, b"", "")
 
 
+def test_folders(folder: Path, stub: None) -> None:
+    (folder / "in/sub").mkdir(parents=True)
+    for name in ("in/b.png", "in/a.jpg", "in/sub/c.png", "in/sub/.hidden.png"):
+        (folder / name).write_bytes(png(3, 2))
+    (folder / "in/notes.txt").write_text("no picture")
+    result = aic("encode", "-r", "in", "--out-dir", "coded", "--json")
+    assert result.code == 0
+    *rows, last = result.json
+    assert [row["output"] for row in rows] == ["coded/a.aic", "coded/b.aic", "coded/sub/c.aic"]
+    assert last["summary"]["done"] == 3
+    result = aic("decode", "-r", "coded", "--out-dir", "back", "--format", "jpg")
+    assert result.code == 0 and result.err.splitlines()[-1].startswith("3 files done: ")
+    assert names(folder / "back") == {"a.jpg", "b.jpg", "sub"}
+    assert names(folder / "back/sub") == {"c.jpg"}
+    result = aic("decode", "-r", "in", "--out-dir", "back")
+    assert result.code == 4 and result.error.startswith("in: ")
+
+
+def test_an_interrupted_batch_goes_on(folder: Path, stub: None) -> None:
+    (folder / "y.png").write_bytes(png(3, 2))
+    (folder / "out").mkdir()
+    (folder / "out/x.aic").write_bytes(b"from before")
+    args = ("encode", "x.png", "y.png", "--out-dir", "out")
+    result = aic(*args, "--skip-existing")
+    assert result.code == 0
+    skipped, done, summary = result.err.splitlines()
+    assert skipped == "x.png -> out/x.aic: skipped, exists already"
+    assert done.startswith("y.png -> out/y.aic: 3x2, ")
+    assert summary.startswith("1 file done, 1 skipped: ")
+    assert (folder / "out/x.aic").read_bytes() == b"from before"
+    *rows, last = aic(*args, "--skip-existing", "--json").json
+    assert [row["skipped"] for row in rows] == [True, True]
+    assert (last["summary"]["done"], last["summary"]["skipped"]) == (0, 2)
+    assert aic(*args, "--skip-existing", "--force").code == 2
+    assert aic(*args).code == 8
+
+
+def test_no_order_of_arguments_loses_an_input(folder: Path, stub: None) -> None:
+    from PIL import Image
+
+    for name in ("a.gif", "b.gif"):
+        Image.new("P", (5, 4)).save(name)
+    (folder / "picture").write_bytes(png())
+    (folder / "picture.aic").write_bytes(png())
+    (folder / "x.aic").write_bytes(container())
+    (folder / "coded").write_bytes(container())
+    (folder / "old.png").write_bytes(png(1, 1))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for args, code in (
+        ("encode -f a.gif b.gif", 2),
+        ("encode -f x.png picture", 2),
+        ("encode -f x.png picture.aic", 2),
+        ("encode -f x.png a.gif", 2),
+        ("decode -f x.aic coded", 2),
+        ("decode -f --format png x.aic coded", 2),
+        ("encode -f --out-dir . x.png x.aic", 8),
+        ("encode -f --out-dir . x.aic x.png", 8),
+        ("encode -f --out-dir . picture picture.aic", 8),
+        ("decode -f --out-dir . x.aic x.png", 8),
+        ("encode -f x.png x.png", 7),
+        ("decode -f x.aic ./x.aic", 7),
+    ):
+        result = aic(*args.split())
+        assert result.code == code, args
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, args
+    assert aic("encode", "-f", "x.png", "x.aic").code == 0
+    assert aic("decode", "-f", "x.aic", "old.png").code == 0
+
+
+def test_a_stream_of_any_name(folder: Path, stub: None) -> None:
+    """A file written to /dev/stdout is not mixed with JSON either."""
+    if not Path("/dev/stdout").exists():
+        pytest.skip("needs /dev/stdout")
+    Path("stubbed.py").write_text(STUBBED.format(tests=str(Path(__file__).parent)))
+    with open("out", "wb") as out:
+        command = [sys.executable, "stubbed.py", "encode", "x.png", "/dev/stdout", "--json"]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, check=True)
+    assert Path("out").read_bytes() == container()
+    assert json.loads(done.stderr)["output"] == "/dev/stdout"
+
+
+def test_warnings_are_said_once(folder: Path, stub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from aiocodec import image
+
+    read = image.read
+    monkeypatch.setattr(image, "read", lambda *a, **k: replace(read(*a, **k), warnings=("odd",)))
+    warning, line = aic("encode", "x.png", "1.aic").err.splitlines()
+    assert warning == "aic: x.png: warning: odd" and line.startswith("x.png -> 1.aic: ")
+    assert aic("encode", "x.png", "2.aic", "--quiet").err == ""
+    result = aic("encode", "x.png", "3.aic", "--json")
+    assert result.json[0]["warnings"] == ["odd"] and result.err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("{aic} info /dev/zero", 4),
+        ("{aic} decode /dev/zero y.png", 4),
+        ("{aic} encode /dev/zero y.aic", 3),
+        ("yes | {aic} info -", 4),
+        ("yes | {aic} encode - -", 3),
+        ("cat x.aic /dev/zero | {aic} decode - -", 4),
+    ],
+)
+def test_endless_inputs_end(command: str, code: int, folder: Path) -> None:
+    (folder / "x.aic").write_bytes(container())
+    started = time.perf_counter()
+    done = subprocess.run(["bash", "-c", command.format(aic=" ".join(AIC))], capture_output=True)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert re.fullmatch(rb"aic: [^\n]+\n", done.stderr)
+    assert time.perf_counter() - started < 10  # a busy machine
+    assert names(folder) == {"x.png", "x.aic"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs limits of address space")
+@pytest.mark.parametrize("megabytes", [140, 250, 500, 650])
+def test_too_little_memory_has_an_exit_code(megabytes: int, folder: Path) -> None:
+    import resource
+
+    limits = megabytes << 20, megabytes << 20
+    done = subprocess.run(
+        [*AIC, "encode", "x.png"],
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
+    )
+    assert done.returncode == 6
+    assert re.fullmatch(rb"aic: [^\n]*not enough memory[^\n]*\n", done.stderr)
+    assert names(folder) == {"x.png"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["ImportError('No module named torch')", "OSError('libgomp.so.1: cannot open shared object')"],
+)
+def test_a_library_that_cannot_be_loaded(fault: str, folder: Path) -> None:
+    (folder / "broken").mkdir()
+    (folder / "broken/torch.py").write_text(f"raise {fault}")
+    path = os.pathsep.join(["broken", *sys.path])
+    for args in ("encode x.png", "info --model nano", "train release . weights"):
+        done = subprocess.run(
+            [*AIC, *args.split()], capture_output=True, env={**os.environ, "PYTHONPATH": path}
+        )
+        assert done.returncode == 5, done.stderr
+        assert re.fullmatch(rb"aic: [^\n]*cannot be loaded: [^\n]*\n", done.stderr)
+    assert names(folder) == {"x.png", "broken"}
+
+
 def test_bad_out_dir(folder: Path, no_model: None) -> None:
     for out, words in (("missing/sub", "No such file"), ("x.png", "File exists")):
         result = aic("encode", "x.png", "--out-dir", out)
@@ -883,6 +1036,18 @@ def test_progress_on_a_terminal(folder: Path, stub: None, monkeypatch: pytest.Mo
     assert lines[5] == "aic: 1 of 3 files failed"
 
     assert "[#" not in "".join(shown("x.png"))  # one file
+
+    class Large(Stub):
+        def encode(self, picture: Any, quality: int, **options: Any) -> bytes:
+            options.pop("progress", lambda fraction: None)(0.5)
+            drawn.append(True)
+            return super().encode(picture, quality, **options)
+
+    drawn: list[bool] = []
+    monkeypatch.setattr(batch, "load_codec", lambda *args: Large())
+    (folder / "large.png").write_bytes(png(2000, 1000))
+    (line, rest) = shown("large.png")  # the bar has gone
+    assert line.startswith("large.png -> ") and rest == "" and drawn
     assert shown("x.png", "y.png", "--out-dir", "out", "--quiet") == [""]
     assert "[#" not in aic("encode", "x.png", "y.png", "--out-dir", "o2").err  # no terminal
 

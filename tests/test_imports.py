@@ -25,7 +25,7 @@ LAYERS = [
     {"transforms", "entropy.frozen"},
     {"entropy.model"},
     {"layers", "entropy.passes", "training.config"},
-    {"container", "rangecoder", "image", "metrics", "degrade"},
+    {"container", "loading", "rangecoder", "image", "metrics", "degrade"},
     {"config", "errors", "signals"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
@@ -42,7 +42,7 @@ FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
 PACKAGES = {"aiocodec"} | {
     f"aiocodec.{name}" for name in ("cli", "entropy", "evaluate", "training")
 }
-STDLIB_ONLY = {"config", "container", "errors", "signals", "training.config"}
+STDLIB_ONLY = {"config", "container", "errors", "loading", "signals", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from aiocodec import signals
 from aiocodec.batch import Decode, Encode, Job, Row, Work, guard, run, spread
 from aiocodec.cli.options import EPILOG, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_QUALITY
 from aiocodec.errors import OutputError
 from aiocodec.files import identity, is_stdout, kind_of
+from aiocodec.loading import loading
 
 
 @click.command(epilog=EPILOG)
@@ -87,7 +87,7 @@ def decode(paths: tuple[str, ...], format_name: str | None, **options: Any) -> N
     names the format. Several inputs, and folders with -r, need --out-dir.
     """
     suffix: str | None = f".{format_name.lower()}" if format_name else ".png"
-    with signals.held():
+    with loading("numpy"):
         from aiocodec.image import format_of
     try:
         format_of(f"x{suffix}")
@@ -158,7 +158,7 @@ def _single(paths: tuple[str, ...], work: Work, is_input: Callable[[str], bool])
 
 def _is_picture(path: str) -> bool:
     """Whether a path is that of an image, by its suffix or by the first bytes of the file."""
-    with signals.held():
+    with loading("numpy"):
         from aiocodec.image import SUFFIXES
     suffix = os.path.splitext(path)[1].lower()
     return suffix in SUFFIXES or kind_of(path) not in (None, "AIC")

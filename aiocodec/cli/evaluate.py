@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from aiocodec.batch import loading_torch
 from aiocodec.cli.options import EPILOG, FOLDER, device_option, threads_option
 from aiocodec.cli.report import emit, say
 from aiocodec.errors import BatchError
+from aiocodec.loading import loading
 
 
 @click.command(epilog=EPILOG)
@@ -96,7 +96,7 @@ def evaluate(
         raise click.UsageError("give --json or --csv, not both")
     if cache and no_cache:
         raise click.UsageError("give --cache or --no-cache, not both")
-    with loading_torch():
+    with loading("torch"):
         from aiocodec.evaluate.report import (
             aligned,
             as_csv,

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from aiocodec.batch import Row, loading_torch
+from aiocodec.batch import Row
 from aiocodec.cli.options import EPILOG, MODELS
 from aiocodec.cli.report import Reporter, say
 from aiocodec.config import VARIANTS
 from aiocodec.container import ChunkType, Container, unpack, unpack_latents
 from aiocodec.errors import AicError, ModelError, as_aic_error
 from aiocodec.files import read_aic
+from aiocodec.loading import loading
 
 
 @click.command(epilog=EPILOG)
@@ -77,7 +78,7 @@ def describe(path: str, data: bytes, container: Container) -> Row:
 
 def describe_model(name: str) -> Row:
     """What `aic info --model` says; the only part of `info` that imports torch."""
-    with loading_torch():
+    with loading("torch"):
         from aiocodec.model import complexity
     from aiocodec.pretrained import Manifest
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from aiocodec import signals
-from aiocodec.batch import loading_torch
 from aiocodec.config import DEFAULT_MAX_PIXELS, VARIANTS
+from aiocodec.loading import loading
 
 EXIT_CODES = {
     0: "done",
@@ -39,7 +39,7 @@ def existing_device(ctx: click.Context, param: click.Parameter, device: str) -> 
     """A callback that refuses a CUDA device that is not there; only where one is asked for is PyTorch
     imported for that."""
     if device == "cuda":
-        with loading_torch():
+        with loading("torch"):
             import torch
         if not torch.cuda.is_available():
             raise click.BadParameter("no CUDA device is available", ctx, param)

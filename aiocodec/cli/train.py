@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from aiocodec.batch import Row, loading_torch
+from aiocodec.batch import Row
 from aiocodec.cli.options import EPILOG, FOLDER, MODELS, device_option, grouped
 from aiocodec.cli.report import say
 from aiocodec.config import STRIDE, VARIANTS
+from aiocodec.loading import loading
 from aiocodec.training.config import ANNEALED_SHARE, TrainConfig
 
 
@@ -106,7 +107,7 @@ training_options = grouped(
 
 def training_device(device: str) -> str:
     """ "cpu" or "cuda", for `--device`."""
-    with loading_torch():
+    with loading("torch"):
         import torch
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -166,7 +167,7 @@ def train_run(
     config = TrainConfig.for_device(data["device"], patches, batch, **fields)
     from aiocodec.pretrained import Manifest
 
-    with loading_torch():
+    with loading("torch"):
         from aiocodec.training.checkpoint import load_weights
         from aiocodec.training.loop import train as run
 
@@ -199,7 +200,7 @@ def train_anneal(
     """Branch from RUN, running or stopped, into the folder OUT, and bring the learning rate to zero."""
     fields, data = training_arguments(options)
     config = TrainConfig.for_device(data["device"], **fields)
-    with loading_torch():
+    with loading("torch"):
         from aiocodec.training.loop import anneal
 
     anneal(run, photographs, out, variant, config, megapixels, side=patches, batch=batch, **data)
@@ -210,7 +211,7 @@ def train_anneal(
 @click.argument("weights", type=click.Path(path_type=Path))
 def train_release(run: Path, weights: Path) -> None:
     """Freeze an annealed RUN into the folder WEIGHTS, as its default model."""
-    with loading_torch():
+    with loading("torch"):
         from aiocodec.training.checkpoint import load_weights
         from aiocodec.training.release import release
 
@@ -256,7 +257,7 @@ def train_preview(photographs: Path, sheet: Path, seed: int) -> None:
 
 def write_preview(folder: Path, path: Path, seed: int) -> None:
     """A contact sheet of what training does to five of the first fifty photographs, made small."""
-    with loading_torch():
+    with loading("torch"):
         import numpy as np
         import torch
         from PIL import Image, ImageOps
@@ -287,7 +288,7 @@ def train_benchmark(
 ) -> None:
     """Measure how fast this machine trains."""
     device = training_device(device)
-    with loading_torch():
+    with loading("torch"):
         from aiocodec.training.benchmark import benchmark
 
     cuda = device == "cuda"

@@ -1,0 +1,61 @@
+"""The import of large libraries, NumPy and PyTorch, just before they are needed.
+
+A signal in the middle of it waits for its end: an exception there aborts the process. So does too
+little address space (`ulimit -v`), which is therefore looked at beforehand.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiocodec import signals
+from aiocodec.errors import LimitError
+
+_MEGABYTES = {"numpy": 110, "torch": 110}  # of address space, besides the libraries of PyTorch
+_PER_THREAD = 10  # megabytes, of its stack above all
+
+
+@contextmanager
+def loading(library: str) -> Iterator[None]:
+    """A block that imports "numpy" (with Pillow) or "torch" (with all that comes along), in which
+    signals are held; LimitError where the address space that is left cannot suffice."""
+    space = _space() if library not in sys.modules else None
+    if space is not None:
+        missing = {"numpy", library} - set(sys.modules)  # PyTorch imports NumPy
+        needed = sum(_MEGABYTES[name] for name in missing) + _PER_THREAD * (os.cpu_count() or 1)
+        if library == "torch":
+            needed += _size_of_torch() >> 20
+        if space >> 20 < needed:
+            raise LimitError(
+                f"not enough memory: {library} takes about {needed} MiB of address space, "
+                f"the limit (ulimit -v) leaves {space >> 20}"
+            )
+    with signals.held():
+        yield
+
+
+def _space() -> int | None:
+    """Bytes of address space that the process may still take; None without a limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        with open("/proc/self/statm") as file:
+            return limit - int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return None
+
+
+def _size_of_torch() -> int:
+    """Bytes of PyTorch's shared libraries; 0 where there are none."""
+    from importlib.util import find_spec
+
+    spec = find_spec("torch")
+    try:
+        folder = os.path.join((spec.submodule_search_locations or [""])[0], "lib") if spec else ""
+        return sum(file.stat().st_size for file in os.scandir(folder) if ".so" in file.name)
+    except OSError:
+        return 0
