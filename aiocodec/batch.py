@@ -382,7 +382,7 @@ class _Worker:
 
     def start(self) -> None:
         """Start the process; OSError where that is not possible."""
-        with _signals_blocked():
+        with signals.held(firmly=True), _signals_blocked():
             self.process.start()
         self._theirs.close()
 
@@ -430,7 +430,8 @@ def _serve(pipe: Any, work: Work) -> None:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A block in which a process is started that is never to see the signals of the terminal."""
+    """A block in which a process is started that is never to see the signals of the terminal. The
+    process of the block gets them nevertheless, in another thread."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -252,7 +252,7 @@ def _publish(path: str, data: bytes, force: bool) -> None:
 def _claim(temporary: str, target: str, path: str) -> None:
     """Give the file `temporary` the name `target`, if it is free, where there are no hard links. For
     the blink of an eye there is an empty file of that name."""
-    with signals.held():
+    with signals.held(firmly=True):
         try:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY))
         except FileExistsError:

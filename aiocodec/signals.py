@@ -32,15 +32,17 @@ class Stopped(SystemExit):
 
 _first = 0  # the exit code of the signal that came first, 0 before
 _waiting = False  # it came in a block that is held and has still to be raised
+_again = False  # the second came in one that is held firmly
 _holds = 0  # blocks that are held now, one within the other
+_firm = 0  # those of them that are held firmly
 _begun: set["undoing"] = set()
 _previous_hook = sys.unraisablehook
 
 
 def install() -> None:
     """Set the handlers, in the main thread, for the signals that are not ignored."""
-    global _first, _waiting, _holds, _previous_hook
-    _first, _waiting, _holds = 0, False, 0
+    global _first, _waiting, _again, _holds, _firm, _previous_hook
+    _first, _waiting, _again, _holds, _firm = 0, False, False, 0, 0
     for number in SIGNALS:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: set by other than Python
             signal.signal(number, _handle)
@@ -73,19 +75,27 @@ def leave(code: int, *, say: bool = False) -> NoReturn:
 
 
 class held:
-    """A block in which the first signal waits for the end of the block, and is raised there.
+    """A block in which the first signal waits for the end of the block, and is raised there; the
+    second waits too if `firmly`, which is for what takes no time.
 
     For what an exception in the middle would break: the import of PyTorch or NumPy aborts the
     process, or fails in the next attempt.
     """
 
+    def __init__(self, *, firmly: bool = False) -> None:
+        self._firmly = firmly
+
     def __enter__(self) -> None:
-        global _holds
+        global _holds, _firm
         _holds += 1
+        _firm += self._firmly
 
     def __exit__(self, *error: object) -> None:
-        global _holds, _waiting
+        global _holds, _firm, _waiting
         _holds -= 1
+        _firm -= self._firmly
+        if _again and not _firm:
+            leave(_first)
         if _waiting and not _holds:
             _waiting = False
             raise Stopped(_first)
@@ -113,9 +123,12 @@ class undoing:
 
 def _handle(number: int, frame: object) -> None:
     """The handler."""
-    global _first, _waiting
+    global _first, _waiting, _again
     if _first:
-        leave(_first)
+        _again = True
+        if not _firm:
+            leave(_first)
+        return
     _first = 128 + number
     if _holds:
         _waiting = True
