@@ -9,12 +9,14 @@
 tree of `aiocodec.errors`. Nothing heavy is imported before it is used.
 """
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # as in typing, whose import takes longer than all of this
 
 __version__ = "0.1.0"
 __all__ = ["Codec", "__version__", "decode", "encode", "errors", "inspect"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from aiocodec import errors as errors
     from aiocodec.codec import Codec as Codec
     from aiocodec.codec import decode as decode
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from aiocodec.container import unpack as inspect
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     from importlib import import_module
 
     if name in ("Codec", "encode", "decode"):

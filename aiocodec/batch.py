@@ -88,7 +88,16 @@ class _Coding:
         row["seconds"] = round(time.perf_counter() - started, 3)
         return row
 
+    def takes(self, path: str) -> bool:
+        """Whether a path is that of an input, by its suffix or by the first bytes of the file."""
+        suffix = os.path.splitext(path)[1].lower()
+        return suffix in self.suffixes() or self._is_input(files.kind_of(path))
+
     def _code(self, job: Job, progress: Progress | None) -> Row:
+        raise NotImplementedError
+
+    def _is_input(self, kind: str | None) -> bool:
+        """Whether files of this kind, see `files.kind_of`, are inputs."""
         raise NotImplementedError
 
     def suffixes(self) -> frozenset[str]:
@@ -147,6 +156,9 @@ class Encode(_Coding):
             "warnings": list(picture.warnings),
         }
 
+    def _is_input(self, kind: str | None) -> bool:
+        return kind not in (None, "AIC")
+
     def suffixes(self) -> frozenset[str]:
         """Those of photographs in formats that Pillow reads."""
         with loading("numpy"):
@@ -192,6 +204,9 @@ class Decode(_Coding):
             "output_bytes": len(image),
             "warnings": [*picture.warnings, *losses(picture, format)],
         }
+
+    def _is_input(self, kind: str | None) -> bool:
+        return kind == "AIC"
 
     def suffixes(self) -> frozenset[str]:
         """.aic"""
@@ -399,7 +414,7 @@ class _Worker:
         except (EOFError, OSError):
             self.end()
             code = self.process.exitcode or 0
-            if code == -signal.SIGKILL:
+            if code == -getattr(signal, "SIGKILL", 0):
                 return LimitError("its process was killed, most likely for lack of memory")
             return AicError(
                 f"its process died of {f'signal {-code}' if code < 0 else f'code {code}'}"

@@ -13,7 +13,10 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all the rest
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 SIGNALS = tuple(
     number
@@ -62,7 +65,7 @@ def undo() -> None:
         _begun.pop().call()
 
 
-def leave(code: int, *, say: bool = False) -> NoReturn:
+def leave(code: int, *, say: bool = False) -> "NoReturn":
     """End the process here and now, with one line on stderr if `say`; what was begun is undone."""
     try:
         undo()
@@ -136,7 +139,7 @@ def _handle(number: int, frame: object) -> None:
         raise Stopped(_first)
 
 
-def _unraisable(fault: Any) -> None:
+def _unraisable(fault: "Any") -> None:
     """Where Python can but print an exception, in a finaliser for example, Stopped would be lost."""
     if isinstance(fault.exc_value, Stopped):
         leave(fault.exc_value.code, say=True)

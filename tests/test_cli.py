@@ -236,6 +236,7 @@ assert not heavy, heavy
         "encode x.png x.aic --max-pixels 0",
         "encode x.png x.aic --nonsense",
         "encode x.png y.png",  # two inputs
+        "encode x.png y.gif",
         "encode x.png y.png z.png",
         "encode - --out-dir coded",
         "decode x.aic y.aic",

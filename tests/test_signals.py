@@ -23,9 +23,14 @@ LINES = {b"aic: interrupted\n": 130, b"aic: terminated\n": 143, b"aic: hung up\n
 
 # `aic` with a codec that takes no time, and so is mostly at work on files
 STUBBED = """
-from aiocodec import __main__, batch
-from types import SimpleNamespace
-from aiocodec.container import ChunkType, Header, Latents, pack, pack_latents
+from aiocodec import __main__, signals
+
+try:
+    from types import SimpleNamespace
+    from aiocodec import batch
+    from aiocodec.container import ChunkType, Header, Latents, pack, pack_latents
+except signals.Stopped as stopped:
+    signals.leave(stopped.code, say=True)
 
 class Stub:
     name, device = "stub", SimpleNamespace(type="cpu")

@@ -14,7 +14,7 @@ from aiocodec.cli.options import EPILOG, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_QUALITY
 from aiocodec.errors import OutputError
-from aiocodec.files import identity, is_stdout, kind_of
+from aiocodec.files import identity, is_stdout
 from aiocodec.loading import loading
 
 
@@ -71,7 +71,7 @@ def encode(
         strict=strict,
         formats=tuple(formats.upper().replace(" ", "").split(",")) if formats else None,
     )
-    _code(paths, work, _is_picture, **options)
+    _code(paths, work, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -95,13 +95,12 @@ def decode(paths: tuple[str, ...], format_name: str | None, **options: Any) -> N
         raise click.BadParameter(str(error), param_hint="--format") from None
     if not format_name and options["out_dir"] is None and len(paths) == 2:
         suffix = None  # that of OUT
-    _code(paths, functools.partial(Decode, suffix=suffix), _is_aic, **options)
+    _code(paths, functools.partial(Decode, suffix=suffix), **options)
 
 
 def _code(
     paths: tuple[str, ...],
     make_work: Callable[..., Work],
-    is_input: Callable[[str], bool],
     *,
     out_dir: str | None,
     recursive: bool,
@@ -121,7 +120,7 @@ def _code(
         if not recursive and path != "-" and os.path.isdir(path):
             raise click.UsageError(f"{path} is a folder; -r (--recursive) takes the files in it")
     if out_dir is None:
-        todo = [_single(paths, work, is_input)]
+        todo = [_single(paths, work)]
     elif "-" in paths:
         raise click.UsageError("stdin cannot be combined with --out-dir")
     else:
@@ -141,11 +140,11 @@ def _code(
         reporter.report(((job.source, outcome) for job, outcome in outcomes), len(todo))
 
 
-def _single(paths: tuple[str, ...], work: Work, is_input: Callable[[str], bool]) -> Job:
-    """The job of IN [OUT]. `is_input` tells whether a path is meant as another input, by its name or
-    by what the file is: `aic encode -f *.png` must not overwrite the second of two pictures."""
+def _single(paths: tuple[str, ...], work: Work) -> Job:
+    """The job of IN [OUT]. OUT must not be another input: `aic encode -f *.gif` would overwrite the
+    second of two pictures."""
     source = paths[0]
-    another = len(paths) == 2 and identity(source) != identity(paths[1]) and is_input(paths[1])
+    another = len(paths) == 2 and identity(source) != identity(paths[1]) and work.takes(paths[1])
     if len(paths) > 2 or another:
         raise click.UsageError(f"more than one input ({paths[1]}) needs --out-dir")
     if os.path.isdir(source):
@@ -154,19 +153,6 @@ def _single(paths: tuple[str, ...], work: Work, is_input: Callable[[str], bool])
         return Job(source, paths[1])
     suffix = work.output_suffix()
     return Job(source, "-" if source == "-" else os.path.splitext(source)[0] + suffix)
-
-
-def _is_picture(path: str) -> bool:
-    """Whether a path is that of an image, by its suffix or by the first bytes of the file."""
-    with loading("numpy"):
-        from aiocodec.image import SUFFIXES
-    suffix = os.path.splitext(path)[1].lower()
-    return suffix in SUFFIXES or kind_of(path) not in (None, "AIC")
-
-
-def _is_aic(path: str) -> bool:
-    """Whether a path is that of an .aic file, by its suffix or by the first bytes of the file."""
-    return path.lower().endswith(".aic") or kind_of(path) == "AIC"
 
 
 def _lines(row: Row, verbose: bool) -> list[str]:
