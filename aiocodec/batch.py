@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiocodec import files, signals
-from aiocodec.config import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY
+from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_MAX_PIXELS, DEFAULT_QUALITY
 from aiocodec.container import ChunkType, unpack, unpack_latents
 from aiocodec.errors import (
     AicError,
@@ -36,6 +36,7 @@ from aiocodec.loading import loading
 
 if TYPE_CHECKING:
     from aiocodec.codec import Codec
+    from aiocodec.entropy.frozen import FrozenEntropyModel
 
 LARGE = 2_000_000  # pixels of a picture from which on progress within it is told
 
@@ -64,7 +65,7 @@ class _Coding:
     model: str | None = None  # transforms; None: the best that fits
     device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
     threads: int | None = None  # at least 1; None: all cores. The bytes of a file depend on it
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS  # larger pictures are refused
     force: bool = False  # replace outputs that exist
     skip_existing: bool = False  # leave out what has an output already
 
@@ -174,6 +175,7 @@ class Encode(_Coding):
 class Decode(_Coding):
     """.aic files to images."""
 
+    max_pixels: int = DECODED_MAX_PIXELS
     suffix: str | None = None  # names the format, as ".jpg" does; None: that of the target does
 
     unreadable: ClassVar[type[AicError]] = BitstreamError
@@ -193,8 +195,11 @@ class Decode(_Coding):
         unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
         length = len(data)
         del data
-        name = self.model or Manifest.read().for_fingerprint(header.fingerprint)
-        codec = load_codec(name, self.device, self.threads)
+        fitting = Manifest.read().for_fingerprint(header.fingerprint)
+        with loading("numpy"):
+            from aiocodec.hyper import screen
+        screen(container, load_frozen(fitting))  # of a damaged file nothing more is loaded
+        codec = load_codec(self.model or fitting, self.device, self.threads)
         picture = codec.decode(container, **_told(progress, header.width, header.height))
         image = write(picture, format)
         files.write(job.target, image, force=self.force)
@@ -260,6 +265,14 @@ def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
     if threads is not None:
         torch.set_num_threads(threads)
     return Codec(model, device)
+
+
+@functools.cache
+def load_frozen(model: str) -> "FrozenEntropyModel":
+    """The entropy model of a model alone, without PyTorch; ModelError where there are no such weights."""
+    from aiocodec.pretrained import Manifest
+
+    return Manifest.read().load_frozen(model)
 
 
 # --------------------------------------------------------------------------- the list

@@ -29,12 +29,11 @@ from aiocodec.container import (
 from aiocodec.errors import AicError, ImageError, LimitError, ModelError, out_of_memory
 from aiocodec.image import Picture, pack_alpha, unpack_alpha
 from aiocodec.latents import CELL, LatentCoder
-from aiocodec.memory import available_memory, frugal
+from aiocodec.memory import available_memory
 from aiocodec.pretrained import Manifest
 from aiocodec.tiling import Area, Progress, local, transform
 
 TILE = 16  # positions of z that h_a makes at once, per side, at most
-LARGE = 1 << 23  # pixels of a picture from which on memory counts more than a few per cent of time
 
 
 class Codec:
@@ -213,12 +212,20 @@ class Codec:
         y = torch.empty(self.program.latents, rows, columns, device=self.device)
 
         def read(area: Area) -> Tensor:
-            at = [
-                np.arange(part.start * stride, part.stop * stride).clip(max=side - 1)
-                for part, side in zip(area, (height, width), strict=True)
-            ]
-            pixels = torch.from_numpy(rgb[at[0][0] : at[0][-1] + 1][:, at[1]][at[0] - at[0][0]])
-            x = pixels.to(self.device).permute(2, 0, 1)[None].float() / 255
+            (top, bottom), (left, right) = (
+                (part.start * stride, part.stop * stride) for part in area
+            )
+            pixels = rgb[top:bottom, left:right]
+            if bottom > height or right > width:
+                missing = ((0, max(0, bottom - height)), (0, max(0, right - width)), (0, 0))
+                pixels = np.pad(pixels, missing, mode="edge")
+            x = (
+                torch.from_numpy(np.ascontiguousarray(pixels))
+                .to(self.device)
+                .permute(2, 0, 1)[None]
+                .float()
+                / 255
+            )
             return x.contiguous(memory_format=torch.channels_last)
 
         def write(area: Area, part: Tensor) -> None:
@@ -284,8 +291,7 @@ def _bounded_memory(pixels: int) -> Iterator[None]:
             f"there are {available >> 20}"
         )
     try:
-        with frugal(pixels > LARGE):
-            yield
+        yield
     except (MemoryError, RuntimeError) as fault:
         if not out_of_memory(fault):
             raise

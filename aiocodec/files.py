@@ -60,11 +60,11 @@ def read_image(path: str) -> bytes:
         kind = _kind(data.getvalue())
         if kind == "AIC":
             raise ImageError("the input is an .aic file already")
-        if kind is None:
-            empty = not data.tell()
-            raise ImageError(
-                "the input is empty" if empty else "not an image of a format known here"
-            )
+        if not data.tell():
+            raise ImageError("the input is empty")
+        if kind is None and not _is_regular(file):
+            # TGA has no bytes that it is known by, and is read from ordinary files alone.
+            raise ImageError("not an image of a format known here")
         _fill(data, file, MAX_FILE_BYTES + 1)
     return _within_limit(data)
 
@@ -108,6 +108,14 @@ def _input(path: str, error: type[AicError]) -> Iterator[BinaryIO]:
         if not fault.errno:  # a library that cannot be loaded
             raise
         raise error(f"cannot be read: {fault.strerror}") from None
+
+
+def _is_regular(file: BinaryIO) -> bool:
+    """Whether an open file is an ordinary one, which has an end."""
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError:  # there is no descriptor behind it
+        return False
 
 
 def _fill(data: BytesIO, file: BinaryIO, length: int) -> None:

@@ -20,10 +20,11 @@ from aiocodec.entropy.exact import ExactEntropyModel, Parameters
 from aiocodec.entropy.frozen import FrozenEntropyModel
 from aiocodec.errors import BitstreamError
 from aiocodec.hyper import HyperCoder, symbols_crc, tables
+from aiocodec.memory import trim
 from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder
 from aiocodec.tiling import KEPT_BYTES, Progress, Tile, local, tiles
 
-TILE = 16  # positions of z that the entropy model sees at once, per side, at most
+TILE = 24  # positions of z that the entropy model sees at once, per side, at most
 CELL = STRIDE // LATENT_STRIDE  # elements of y per position of z, per side; tiles are cut in these
 
 Plane = NDArray[Any]  # [N, H, W], a small integer per element of y
@@ -67,6 +68,7 @@ class LatentCoder:
             coded = self._gather(k, symbols)
             encoder.encode(coded, self._gather(k, indexes), self.tables_y)
             crc = symbols_crc(coded, crc)
+            trim()
             progress((k + 1) / self.entropy.passes)
         return Latents(encoder.finish(), crc, z_crc)
 
@@ -101,6 +103,7 @@ class LatentCoder:
                 turn = self.entropy.when(part.shape[1], part.shape[2]) == k
                 values, mean = (self._to_tensor(grid.of(p, tile)) for p in (symbols, means))
                 part.copy_(torch.where(turn, values + mean / unit, part))
+            trim()
             progress((k + 1) / self.entropy.passes)
         decoder.finish()
         if crc != latents.symbols_crc:
@@ -171,6 +174,7 @@ class _Grid:
             halo = -(-entropy.features_reach // CELL)
             local(self._features, z_hat, self.cells, TILE, halo, kept)
             self.kept = kept
+            trim()
         else:
             seen += entropy.features_reach
         self.tiles = tiles(*self.cells, TILE, -(-seen // CELL))

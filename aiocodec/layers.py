@@ -108,8 +108,9 @@ class ChannelGroupAttention(nn.Module):
     def statistic(self, x: Tensor, inner: tuple[slice, slice]) -> "Statistic":
         """Of the rows and columns `inner` of x; float64, so that the order of adding matters little."""
         b, c, _, _ = x.shape
-        qk = self.qkv(x)[(slice(None), slice(2 * c), *inner)]
-        q, k = qk.reshape(b, 2, GROUPS, c // GROUPS, -1).unbind(1)
+        expand, spread = (weight[: 2 * c] for weight in self.qkv.parameters())  # V is not needed
+        qk = F.conv2d(F.conv2d(x, expand), spread, padding="same", groups=2 * c)
+        q, k = qk[(..., *inner)].reshape(b, 2, GROUPS, c // GROUPS, -1).unbind(1)
         sums = (q @ k.transpose(-2, -1), q.square().sum(-1), k.square().sum(-1))
         return Statistic(*(part.double() for part in sums))
 

@@ -1,10 +1,10 @@
-"""How much memory there is, and to use little of it. Standard library only."""
+"""How much memory there is, and to give it back. Standard library only."""
 
 import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -39,22 +39,8 @@ def _fields(path: str | Path) -> dict[str, int]:
     return {name: int(value) for name, value, *_ in lines}
 
 
-@contextmanager
-def frugal(wanted: bool = True) -> Iterator[None]:
-    """In this block, if `wanted`, glibc returns the memory of arrays of a few megabytes at once,
-    where it would keep a good deal of it in pieces: a fifth less for a large picture. It is slower by
-    a few per cent, as the system clears the pages for each."""
-    mallopt = None
-    if wanted:
-        with suppress(OSError, AttributeError, TypeError):  # not glibc
-            mallopt = ctypes.CDLL(None).mallopt
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    if mallopt is not None:
-        mallopt(mmap_threshold, 4 << 20)
-        mallopt(trim_threshold, 4 << 20)
-    try:
-        yield
-    finally:
-        if mallopt is not None:  # what glibc comes to by itself
-            mallopt(mmap_threshold, 32 << 20)
-            mallopt(trim_threshold, 64 << 20)
+def trim() -> None:
+    """Return to the system what glibc keeps, in pieces, of memory that was given back. It does not do
+    so by itself where anything that lives on lies above."""
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

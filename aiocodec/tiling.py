@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aiocodec.config import LATENT_STRIDE
 from aiocodec.layers import Statistic
+from aiocodec.memory import trim
 from aiocodec.transforms import Piece, TwoPaths
 
 KEPT_BYTES = 1 << 28  # of a map between two attentions that is kept; larger ones are made again
@@ -108,6 +109,8 @@ def transform(
         part = network.linear_path(read(tile.outer), quality) + deep.run(len(deep.pieces), tile)
         write(tile.inner, part[(..., *tile.within(LATENT_STRIDE // deep.pieces[-1].stride))])
         progress(1 - (1 - (n + 1) / len(grid)) / rounds)
+    del deep
+    trim()
 
 
 class _DeepPath:
@@ -171,6 +174,7 @@ class _DeepPath:
             self._write(kept, tile, part, scale)
         if kept is not None:
             self.kept, self.start = kept, stop
+        trim()
 
     def _room(self, x: Tensor, scale: int) -> Tensor | None:
         """For the map of which x is a part: the one that is kept already, if it has the shape, a new

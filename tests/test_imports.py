@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "aiocodec"
 LAYERS = [
     {"__main__"},
     {"cli.main"},
-    {"cli.coding", "cli.evaluate", "cli.info", "cli.train"},
+    {"cli.coding", "cli.doctor", "cli.evaluate", "cli.info", "cli.train"},
     {"cli.options", "cli.report"},
     {"batch"},
     {"files"},
-    {"training.benchmark", "training.loop", "training.release"},
+    {"doctor", "training.benchmark", "training.loop", "training.release"},
     {"evaluate.report", "training.checkpoint", "training.validate"},
     {"evaluate.study", "training.run"},
     {"evaluate.codecs", "training.data", "training.muon"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"entropy.model"},
     {"layers", "entropy.passes", "training.config"},
     {"container", "loading", "rangecoder", "image", "metrics", "degrade"},
-    {"config", "errors", "signals"},
+    {"config", "errors", "memory", "signals"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
 FREE = {
@@ -42,7 +42,7 @@ FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
 PACKAGES = {"aiocodec"} | {
     f"aiocodec.{name}" for name in ("cli", "entropy", "evaluate", "training")
 }
-STDLIB_ONLY = {"config", "container", "errors", "loading", "signals", "training.config"}
+STDLIB_ONLY = {"config", "container", "errors", "loading", "memory", "signals", "training.config"}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
 
 

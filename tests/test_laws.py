@@ -23,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from test_cli import latents as coded_z
 from test_entropy import FOUR, TWO, random_model
 
 from aiocodec import container
@@ -402,7 +403,7 @@ class Stub:
     def encode(self, picture, quality=50, *, strip=False, **options):
         height, width, _ = picture.rgb.shape
         note = (ChunkType.PROVENANCE, json.dumps({"strip": strip}).encode())
-        chunks = [(ChunkType.LATENTS, pack_latents(Latents(b"", 0, 0))), note]
+        chunks = [(ChunkType.LATENTS, pack_latents(coded_z(width, height, quality))), note]
         return pack(Header(quality, width, height, self.fingerprint), chunks)
 
     def encode_to_size(self, picture, max_bytes, **options):

@@ -69,7 +69,7 @@ def encode(
         strip=strip,
         verify=verify,
         strict=strict,
-        formats=tuple(formats.upper().replace(" ", "").split(",")) if formats else None,
+        formats=_formats(formats),
     )
     _code(paths, work, **options)
 
@@ -115,6 +115,8 @@ def _code(
         raise click.UsageError("give --force or --skip-existing, not both")
     if jobs is not None:
         coding["threads"] = coding["threads"] or 1
+    if coding["max_pixels"] is None:
+        del coding["max_pixels"]
     work = make_work(**coding)
     for path in paths[:1] if out_dir is None else paths:
         if not recursive and path != "-" and os.path.isdir(path):
@@ -138,6 +140,22 @@ def _code(
         closing(run(todo, work, jobs or 1, progress)) as outcomes,
     ):
         reporter.report(((job.source, outcome) for job, outcome in outcomes), len(todo))
+
+
+def _formats(names: str | None) -> tuple[str, ...] | None:
+    """The names of formats in a list of them; BadParameter for one that is not read."""
+    if names is None:
+        return None
+    with loading("numpy"):
+        from aiocodec.image import FORMATS
+    alias = {"JPG": "JPEG", "TIF": "TIFF", "JP2": "JPEG2000"}
+    found = [name.strip().upper() for name in names.split(",")]
+    found = [alias.get(name, name) for name in found]
+    for name in found:
+        if name not in FORMATS:
+            known = " ".join(FORMATS)
+            raise click.BadParameter(f"{name!r} is none of {known}", param_hint="--formats")
+    return tuple(found)
 
 
 def _single(paths: tuple[str, ...], work: Work) -> Job:

@@ -14,6 +14,7 @@ import click
 
 from aiocodec import __version__, signals
 from aiocodec.cli.coding import decode, encode
+from aiocodec.cli.doctor import doctor
 from aiocodec.cli.evaluate import evaluate
 from aiocodec.cli.info import info
 from aiocodec.cli.options import EPILOG, EXIT_CODES
@@ -31,7 +32,7 @@ def cli() -> None:
     """Compress photographs, and restore them on the way: noise goes in, a clean picture comes out."""
 
 
-for command in (encode, decode, info, evaluate, train):
+for command in (encode, decode, info, evaluate, train, doctor):
     cli.add_command(command)
 
 

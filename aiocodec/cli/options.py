@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from aiocodec import signals
-from aiocodec.config import DEFAULT_MAX_PIXELS, VARIANTS
+from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_MAX_PIXELS, VARIANTS
 from aiocodec.loading import loading
 
 EXIT_CODES = {
@@ -88,9 +88,8 @@ coding_options = grouped(
     click.option(
         "--max-pixels",
         type=click.IntRange(1),
-        default=DEFAULT_MAX_PIXELS,
-        show_default=True,
-        help="Refuse larger pictures.",
+        help="Refuse larger pictures."
+        f"  [default: {DEFAULT_MAX_PIXELS} to encode, {DECODED_MAX_PIXELS} to decode]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Report one JSON object per file."),
     click.option("--quiet", is_flag=True, help="Report errors only."),

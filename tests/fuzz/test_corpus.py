@@ -37,7 +37,7 @@ def test_the_corpus_is_small_and_reaches_the_decoders():
     for target, path in INPUTS:
         if target is decode:
             unpack(path.read_bytes())
-        elif kind(path.read_bytes()) in (*FORMATS, None) and path.suffix != ".spider":
+        elif kind(path.read_bytes()) in (*FORMATS, None) and path.suffix not in (".im", ".spider"):
             read_whole += read(path.read_bytes()).rgb.size > 0
     assert read_whole > 40
 
