@@ -60,6 +60,12 @@ def law(examples):
     )
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """They are among the floats to try; what trains flushes them to zero, for the whole process."""
+    torch.set_flush_denormal(False)
+
+
 @st.composite
 def mutations(draw, data):
     """A few bytes of `data` replaced, inserted, removed or moved, or its end cut off."""
