@@ -24,7 +24,7 @@ from aiocodec.memory import trim
 from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder
 from aiocodec.tiling import KEPT_BYTES, Progress, Tile, local, tiles
 
-TILE = 24  # positions of z that the entropy model sees at once, per side, at most
+TILE = 12  # positions of z that the entropy model sees at once, per side, at most
 CELL = STRIDE // LATENT_STRIDE  # elements of y per position of z, per side; tiles are cut in these
 
 Plane = NDArray[Any]  # [N, H, W], a small integer per element of y
