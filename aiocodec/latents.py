@@ -25,7 +25,7 @@ from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder
 from aiocodec.tiling import KEPT_BYTES, Progress, Tile, local, tiles
 
 TILE = 12  # positions of z that the entropy model sees at once, per side, at most
-CELL = STRIDE // LATENT_STRIDE  # elements of y per position of z, per side; tiles are cut in these
+CELL = STRIDE // LATENT_STRIDE  # elements of y per position of z, per side
 
 Plane = NDArray[Any]  # [N, H, W], a small integer per element of y
 
@@ -118,12 +118,12 @@ class LatentCoder:
         """For every tile what pass k is coded with, and where it codes, bool [N, h, w]. y [N, H, W] is,
         where passes before it have coded, symbols + means, in units of a symbol."""
         for tile in grid:
-            seen = y[(..., *tile.around(CELL))]
+            seen = y[(..., *tile.around(grid.cell))]
             turn = self.entropy.when(seen.shape[1], seen.shape[2])
             # float32 holds symbols + means exactly wherever they do not saturate.
             v_hat = torch.where(turn < k, seen.double() * self.program.symbol_unit, 0.0)
             parameters = self.entropy.predict(k, grid.features(tile, around=True), v_hat)
-            within = (..., *tile.within(CELL))
+            within = (..., *tile.within(grid.cell))
             inner = Parameters(parameters.indexes[within], parameters.means[within])
             yield tile, inner, (turn == k)[within]
 
@@ -166,7 +166,6 @@ class _Grid:
         self.cells = (int(z_hat.shape[1]), int(z_hat.shape[2]))
         self.shape = (entropy.program.latents, self.cells[0] * CELL, self.cells[1] * CELL)
         self.kept: Tensor | None = None
-        seen = entropy.predict_reach
         if 2 * 3 * np.prod(self.shape) <= KEPT_BYTES:
             kept = torch.empty(
                 (3 * self.shape[0], *self.shape[1:]), dtype=torch.int16, device=z_hat.device
@@ -175,20 +174,23 @@ class _Grid:
             local(self._features, z_hat, self.cells, TILE, halo, kept)
             self.kept = kept
             trim()
-        else:
-            seen += entropy.features_reach
-        self.tiles = tiles(*self.cells, TILE, -(-seen // CELL))
+        # Cells of two elements of y per side, which are what the order of passes repeats, make a
+        # narrow halo; where features are made anew, a cell is a position of z.
+        self.cell = CELL if self.kept is None else 2
+        seen = entropy.predict_reach + (entropy.features_reach if self.kept is None else 0)
+        height, width = (side // self.cell for side in self.shape[1:])
+        self.tiles = tiles(height, width, TILE * CELL // self.cell, -(-seen // self.cell))
 
     def __iter__(self) -> Iterator[Tile]:
         return iter(self.tiles)
 
     def features(self, tile: Tile, around: bool = False) -> Tensor:
         """Float64 [3 N, h, w] of a tile, or, right as far as `predict` needs them, of all around."""
-        area = tile.around(CELL) if around else tile.of(CELL)
+        area = tile.around(self.cell) if around else tile.of(self.cell)
         if self.kept is not None:
             return self.kept[(..., *area)].double()
         found = self._features(self.z_hat[(..., *tile.around(1))])
-        return found if around else found[(..., *tile.within(CELL))]
+        return found if around else found[(..., *tile.within(self.cell))]
 
     def plane(self, kind: type[np.integer]) -> Plane:
         """Room for a number per element of y."""
@@ -196,7 +198,7 @@ class _Grid:
 
     def of(self, whole, tile: Tile):  # type: ignore[no-untyped-def]
         """The part of a tensor or a plane [N, H, W] that a tile is, as a view."""
-        return whole[(..., *tile.of(CELL))]
+        return whole[(..., *tile.of(self.cell))]
 
     def _features(self, z_hat: Tensor) -> Tensor:
         return self.entropy.features(z_hat, self.quality)
