@@ -46,7 +46,8 @@ class HyperCoder:
             raise BitstreamError(
                 f"{len(latents.words)} bytes of symbols cannot be a picture of {width}x{height} pixels"
             )
-        symbols = decoder.decode(self._indexes(shape, quality), self.tables).reshape(shape)
+        symbols = decoder.decode(self._indexes(shape, quality), self.tables).astype(np.int32)
+        symbols = symbols.reshape(shape)
         if latents.z_crc not in (None, symbols_crc(symbols)):
             raise BitstreamError("the decoded symbols of z have the wrong CRC")
         if max(symbols.max(), -symbols.min()) > program.z_max:

@@ -95,7 +95,7 @@ class LatentCoder:
             for tile, parameters, _ in self._predict(k, grid, y):
                 grid.of(indexes, tile)[:] = _to_numpy(parameters.indexes, torch.uint8)
                 grid.of(means, tile)[:] = _to_numpy(parameters.means, torch.int16)
-            coded = decoder.decode(self._gather(k, indexes), self.tables_y).astype(np.int16)
+            coded = decoder.decode(self._gather(k, indexes), self.tables_y)
             crc = symbols_crc(coded, crc)
             self._scatter(k, coded, symbols)
             for tile in grid:
@@ -136,8 +136,17 @@ class LatentCoder:
 
     def _gather(self, k: int, plane: Plane) -> NDArray[Any]:
         """The elements of pass k, [n], of a whole plane [N, H, W], in the order of coding."""
-        found = [plane[channels][:, self._where(cell, plane)] for channels, cell in self._groups(k)]
-        return np.concatenate([part.reshape(-1) for part in found])
+        groups = list(self._groups(k))
+        where = [self._where(cell, plane) for _, cell in groups]
+        counts = [
+            (channels.stop - channels.start) * int(at.sum())
+            for (channels, _), at in zip(groups, where, strict=True)
+        ]
+        found, start = np.empty(sum(counts), plane.dtype), 0
+        for (channels, _), at, count in zip(groups, where, counts, strict=True):
+            found[start : start + count] = plane[channels][:, at].reshape(-1)
+            start += count
+        return found
 
     def _scatter(self, k: int, symbols: NDArray[np.int16], plane: Plane) -> None:
         """The inverse of `_gather`: put the symbols of pass k where they belong."""

@@ -128,7 +128,8 @@ class Tables:
     def _entries(
         self, symbols: ArrayLike, indexes: ArrayLike
     ) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.int32]]]:
-        """For each table that occurs, ascending: (table, its entries to code, symbols escaped).
+        """For each table that occurs, ascending, and in pieces: (table, its entries to code, symbols
+        escaped).
 
         Raises ValueError, before anything else, if the arguments cannot be coded.
         """
@@ -143,12 +144,14 @@ class Tables:
             for t, run, place in runs:
                 ordered[place] = chunk[run]
                 groups.append((t, place))
+        del values, keys
         for t, place in _merged(groups):
-            group = ordered[place].astype(np.int32, copy=False)
             escape = np.uint32(self._lengths[t] - 1)
-            # as unsigned numbers, symbols below the table are far above it
-            entries = np.minimum((group - self._lows[t]).view(np.uint32), escape)
-            yield t, entries.view(np.int32), group[entries == escape]
+            for piece in _pieces(place):
+                group = ordered[piece].astype(np.int32, copy=False)
+                # as unsigned numbers, symbols below the table are far above it
+                entries = np.minimum((group - self._lows[t]).view(np.uint32), escape)
+                yield t, entries.view(np.int32), group[entries == escape]
 
     def _model(self, t: int) -> Any:
         """Constriction's model of table t: entry i has exactly the integer frequency given for it.
@@ -223,7 +226,7 @@ class Decoder:
         )
         self._bits_left = 8.0 * len(words) + SLACK
 
-    def decode(self, indexes: ArrayLike, tables: Tables) -> NDArray[np.int32]:
+    def decode(self, indexes: ArrayLike, tables: Tables) -> NDArray[np.int16]:
         """The symbols [n] of the next call of `Encoder.encode`, in the order it got them.
 
         Args:
@@ -236,18 +239,19 @@ class Decoder:
         """
         keys = tables._keys(indexes)
         chunks = list(_sorted(keys, len(tables), orders=False))
-        ordered = np.empty(len(keys), dtype=np.int32)
+        ordered = np.empty(len(keys), dtype=np.int16)
         escapes = []  # positions in `ordered`
         for t, place in _merged((t, place) for _, _, runs in chunks for t, _, place in runs):
-            entries = self._take(tables._model(t), place.stop - place.start, tables._bits[t])
-            ordered[place] = entries + tables._lows[t]
-            escapes.append(np.flatnonzero(entries == tables._lengths[t] - 1) + place.start)
+            for piece in _pieces(place):
+                entries = self._take(tables._model(t), piece.stop - piece.start, tables._bits[t])
+                ordered[piece] = entries + tables._lows[t]
+                escapes.append(np.flatnonzero(entries == tables._lengths[t] - 1) + piece.start)
         if escapes:
             positions = np.concatenate(escapes)
             ordered[positions] = self._decode_escaped(len(positions))
-        symbols = np.empty_like(ordered)
+        symbols = np.empty(len(keys), dtype=np.int16)
         for (piece, order, _), (_, _, runs) in zip(_sorted(keys, len(tables)), chunks, strict=True):
-            chunk = np.empty(len(order), dtype=np.int32)
+            chunk = np.empty(len(order), dtype=np.int16)
             for _, run, place in runs:
                 chunk[run] = ordered[place]
             symbols[piece][order] = chunk
@@ -283,25 +287,28 @@ class Decoder:
 
     def _take(self, model: Any, count: int, bits: NDArray[np.float64] | int) -> NDArray[np.int32]:
         """Decode `count` >= 1 entries of one constriction model, which take up so many `bits`: of each
-        entry, or of any. In pieces, so that a stream that is used up ends it early."""
-        parts = []
-        for start in range(0, count, CHUNK):
-            try:
-                part = self._coder.decode(model, min(CHUNK, count - start))
-            except BaseException as error:
-                # constriction reports invalid data by assertion; its panics derive from
-                # BaseException, of a class that cannot be imported
-                if isinstance(error, AssertionError) or type(error).__name__ == "PanicException":
-                    raise BitstreamError("coded symbols are corrupt") from error
-                raise
-            if isinstance(bits, int):
-                self._bits_left -= len(part) * bits
-            else:
-                self._bits_left -= float(np.bincount(part, minlength=len(bits)) @ bits)
-            if self._bits_left < 0:
-                raise BitstreamError("coded symbols are corrupt: they go on behind their words")
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        entry, or of any."""
+        try:
+            entries: NDArray[np.int32] = self._coder.decode(model, count)
+        except BaseException as error:
+            # constriction reports invalid data by assertion; its panics derive from BaseException,
+            # of a class that cannot be imported
+            if isinstance(error, AssertionError) or type(error).__name__ == "PanicException":
+                raise BitstreamError("coded symbols are corrupt") from error
+            raise
+        if isinstance(bits, int):
+            self._bits_left -= count * bits
+        else:
+            self._bits_left -= float(np.bincount(entries, minlength=len(bits)) @ bits)
+        if self._bits_left < 0:
+            raise BitstreamError("coded symbols are corrupt: they go on behind their words")
+        return entries
+
+
+def _pieces(place: slice) -> Iterator[slice]:
+    """A run in pieces, so that little memory is needed and a stream that is used up ends it early."""
+    for start in range(place.start, place.stop, CHUNK):
+        yield slice(start, min(start + CHUNK, place.stop))
 
 
 def _sorted(

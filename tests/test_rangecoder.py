@@ -46,7 +46,7 @@ def decoded(words, indexes, tables):
 
 def assert_round_trip(symbols, indexes, tables):
     back = decoded(encoded(symbols, indexes, tables), indexes, tables)
-    assert back.dtype == np.int32
+    assert back.dtype == np.int16
     np.testing.assert_array_equal(back, symbols)
 
 
@@ -247,7 +247,7 @@ def assert_fails_well(words, indexes, tables):
         symbols = decoded(words, indexes, tables)
     except BitstreamError:
         return
-    assert symbols.dtype == np.int32 and symbols.shape == indexes.shape
+    assert symbols.dtype == np.int16 and symbols.shape == indexes.shape
     assert np.abs(symbols).max(initial=0) <= MAX_MAGNITUDE
 
 
