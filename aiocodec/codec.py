@@ -29,10 +29,11 @@ from aiocodec.container import (
 from aiocodec.errors import AicError, ImageError, LimitError, ModelError, out_of_memory
 from aiocodec.image import Picture, pack_alpha, unpack_alpha
 from aiocodec.latents import CELL, LatentCoder
-from aiocodec.memory import available_memory
+from aiocodec.memory import available_memory, trim
 from aiocodec.pretrained import Manifest
 from aiocodec.tiling import Area, Progress, local, transform
 
+LARGE = 1 << 22  # pixels of a picture from which on what is left over in memory counts
 TILE = 16  # positions of z that h_a makes at once, per side, at most
 
 
@@ -290,6 +291,8 @@ def _bounded_memory(pixels: int) -> Iterator[None]:
             f"a picture of {pixels / 1e6:.1f} megapixels needs {needed >> 20} MiB of memory, "
             f"there are {available >> 20}"
         )
+    if pixels > LARGE:
+        trim()  # what reading the picture has left
     try:
         yield
     except (MemoryError, RuntimeError) as fault:

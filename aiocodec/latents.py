@@ -54,9 +54,9 @@ class LatentCoder:
         grid = _Grid(self.entropy, z_hat, quality)
         for tile in grid:
             grid.of(y, tile).div_(self.entropy.steps(grid.features(tile)))
-        indexes, symbols = grid.plane(np.uint8), grid.plane(np.int16)
         unit = self.program.symbol_unit
         for k in range(self.entropy.passes):
+            indexes, symbols = grid.plane(np.uint8), grid.plane(np.int16)
             for tile, parameters, turn in self._predict(k, grid, y):
                 means = parameters.means / unit
                 part = grid.of(y, tile)
@@ -65,10 +65,11 @@ class LatentCoder:
                 part.copy_(torch.where(turn, rounded + means, part))
                 grid.of(indexes, tile)[:] = _to_numpy(parameters.indexes, torch.uint8)
                 grid.of(symbols, tile)[:] = _to_numpy(rounded, torch.int16)
-            coded = self._gather(k, symbols)
-            encoder.encode(coded, self._gather(k, indexes), self.tables_y)
-            crc = symbols_crc(coded, crc)
+            coded, tables_of_coded = self._gather(k, symbols), self._gather(k, indexes)
+            del indexes, symbols
             trim()
+            encoder.encode(coded, tables_of_coded, self.tables_y)
+            crc = symbols_crc(coded, crc)
             progress((k + 1) / self.entropy.passes)
         return Latents(encoder.finish(), crc, z_crc)
 
@@ -90,20 +91,23 @@ class LatentCoder:
         crc = symbols_crc(symbols_z)
         grid = _Grid(self.entropy, torch.from_numpy(symbols_z).to(self.device), quality)
         y = torch.zeros(grid.shape, device=self.device)
-        indexes, means, symbols = (grid.plane(kind) for kind in (np.uint8, np.int16, np.int16))
         for k in range(self.entropy.passes):
+            indexes, means = grid.plane(np.uint8), grid.plane(np.int16)
             for tile, parameters, _ in self._predict(k, grid, y):
                 grid.of(indexes, tile)[:] = _to_numpy(parameters.indexes, torch.uint8)
                 grid.of(means, tile)[:] = _to_numpy(parameters.means, torch.int16)
-            coded = decoder.decode(self._gather(k, indexes), self.tables_y)
+            tables_of_coded = self._gather(k, indexes)
+            del indexes
+            trim()
+            coded = decoder.decode(tables_of_coded, self.tables_y)
             crc = symbols_crc(coded, crc)
+            symbols = grid.plane(np.int16)
             self._scatter(k, coded, symbols)
             for tile in grid:
                 part = grid.of(y, tile)
                 turn = self.entropy.when(part.shape[1], part.shape[2]) == k
                 values, mean = (self._to_tensor(grid.of(p, tile)) for p in (symbols, means))
                 part.copy_(torch.where(turn, values + mean / unit, part))
-            trim()
             progress((k + 1) / self.entropy.passes)
         decoder.finish()
         if crc != latents.symbols_crc:
