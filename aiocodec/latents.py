@@ -130,6 +130,9 @@ class LatentCoder:
             within = (..., *tile.within(grid.cell))
             inner = Parameters(parameters.indexes[within], parameters.means[within])
             yield tile, inner, (turn == k)[within]
+            if grid.kept is None:  # a picture so large that what lies about in pieces counts
+                del seen, turn, v_hat, parameters, inner
+                trim()
 
     def _groups(self, k: int) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
         """The channels of every group, and where in a cell of 2x2 pass k codes them."""
