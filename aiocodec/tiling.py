@@ -21,6 +21,8 @@ from aiocodec.transforms import Piece, TwoPaths
 
 KEPT_BYTES = 1 << 28  # of a map between two attentions that is kept; larger ones are made again
 
+LARGE = 1 << 17  # elements of y per channel of a picture, 33 megapixels of x
+
 Progress = Callable[[float], None]
 """Told how much of the work is done, 0..1, never less than before."""
 
@@ -125,6 +127,8 @@ class _DeepPath:
         self.statistics: dict[int, Statistic] = {}  # of those that were met, by their step
         self.kept: Tensor | None = None  # the map before the step `start`, so far as it is small
         self.start = 0
+        # A picture so large that what lies about in pieces of memory counts.
+        self.large = math.prod(size) > LARGE
 
     def scale(self, step: int) -> int:
         """Positions per element of y, per side, of the map before a step."""
@@ -145,6 +149,8 @@ class _DeepPath:
             x = x.contiguous(memory_format=torch.channels_last)
         for i in range(self.start, stop):
             x = self.pieces[i](x, self.statistics.get(i))
+        if self.kept is None and self.large:
+            trim()
         return x
 
     def meet(self, stop: int, progress: Progress) -> None:
