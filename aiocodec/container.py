@@ -38,6 +38,8 @@ Types, in any order, each of them at most once (an unknown type may repeat), at 
       0x83  EXIF        EXIF metadata
       0x84  XMP         XMP packet
       0x85  PROVENANCE  what wrote the file: transform variant and software version
+      0x86  DENSITY     pixels per metre, two numbers of 4 bytes: along x, then along y
+      0x87  COMMENT     a remark, at most 65536 bytes
 
 Payload of LATENTS:
 
@@ -46,7 +48,7 @@ Payload of LATENTS:
          4  CRC32 of all symbols, z and then y in the order of coding
         4n  the n >= 0 words of one range-coder stream
 
-Payloads are opaque here, but for the frame of LATENTS.
+Payloads are opaque here, but for the frames of LATENTS and DENSITY.
 """
 
 import enum
@@ -62,6 +64,7 @@ MAGIC = b"\x8aAIC"
 VERSION = 2
 HEADER_SIZE = 32
 MAX_CHUNKS = 1024  # in a file
+MAX_COMMENT = 1 << 16  # bytes
 
 _MAX_U32 = (1 << 32) - 1
 _MAX_LENGTH_BYTES = 5
@@ -69,6 +72,7 @@ _SKIPPABLE = 0x80
 
 _U32 = struct.Struct("<I")
 _FIELDS = struct.Struct("<4s4BII8sI")  # the header without its CRC
+_DENSITY = struct.Struct("<II")
 
 
 class Flags(enum.IntFlag):
@@ -92,6 +96,8 @@ class ChunkType(enum.IntEnum):
     EXIF = 0x83
     XMP = 0x84
     PROVENANCE = 0x85
+    DENSITY = 0x86
+    COMMENT = 0x87
 
 
 @dataclass(frozen=True)
@@ -216,6 +222,27 @@ def unpack_latents(payload: bytes, version: int) -> Latents:
     symbols_crc = _U32.unpack_from(payload, start - 4)[0]
     z_crc = None if version == 1 else _U32.unpack_from(payload)[0]
     return Latents(payload[start:], symbols_crc, z_crc)
+
+
+def pack_density(density: tuple[int, int]) -> bytes:
+    """Return the DENSITY payload for pixels per metre along x and y.
+
+    Raises ValueError unless both are in 1..2^32 - 1.
+    """
+    if not all(1 <= number <= _MAX_U32 for number in density):
+        raise ValueError(f"{density[0]} and {density[1]} pixels per metre are not in 1..2^32 - 1")
+    return _DENSITY.pack(*density)
+
+
+def unpack_density(payload: bytes) -> tuple[int, int] | None:
+    """Return the pixels per metre along x and y, each in 1..2^32 - 1.
+
+    None for a malformed payload: no pixel depends on it, and older readers do not look at it either.
+    """
+    if len(payload) != _DENSITY.size:
+        return None
+    x, y = _DENSITY.unpack(payload)
+    return (x, y) if x and y else None
 
 
 def _unpack_header(data: bytes) -> tuple[Header, int]:

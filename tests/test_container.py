@@ -22,8 +22,10 @@ from aiocodec.container import (
     Header,
     Latents,
     pack,
+    pack_density,
     pack_latents,
     unpack,
+    unpack_density,
     unpack_latents,
 )
 from aiocodec.errors import AicError, BitstreamError, LimitError, VersionError
@@ -108,7 +110,7 @@ def random_container(
     )
     optional = [type for type in ChunkType if type & 0x80]
     types: list[int] = [ChunkType.LATENTS, *rng.sample(optional, rng.randint(0, len(optional)))]
-    types += [rng.randrange(0x86, 0x100) for _ in range(rng.randint(0, 3))]
+    types += [rng.randrange(0x88, 0x100) for _ in range(rng.randint(0, 3))]
     rng.shuffle(types)
     return header, [(type, rng.randbytes(rng.randint(0, max_payload))) for type in types]
 
@@ -161,6 +163,8 @@ def test_constants_are_those_of_the_format() -> None:
         "EXIF": 0x83,
         "XMP": 0x84,
         "PROVENANCE": 0x85,
+        "DENSITY": 0x86,
+        "COMMENT": 0x87,
     }
 
 
@@ -468,6 +472,27 @@ def test_pack_latents_refuses_bad_arguments(
 ) -> None:
     with pytest.raises(ValueError):
         pack_latents(Latents(words, symbols_crc, z_crc))
+
+
+# The density payload
+
+
+@pytest.mark.parametrize("density", [(1, 1), (11811, 2835), ((1 << 32) - 1, 1)])
+def test_density_round_trip(density: tuple[int, int]) -> None:
+    payload = pack_density(density)
+    assert payload == u32(density[0]) + u32(density[1])
+    assert unpack_density(payload) == density
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(8), u32(5) + bytes(4), bytes(4) + u32(5), b"9" * 9])
+def test_a_malformed_density_says_nothing(payload: bytes) -> None:
+    assert unpack_density(payload) is None
+
+
+@pytest.mark.parametrize("density", [(0, 1), (1, 0), (-1, 1), (1, 1 << 32)])
+def test_pack_density_refuses_what_is_not_in_range(density: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="pixels per metre"):
+        pack_density(density)
 
 
 # Imports
