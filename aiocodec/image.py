@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from aiocodec import tiff
 from aiocodec.config import MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
 
@@ -63,12 +64,10 @@ _AIC_MAGIC = b"\x8aAIC"
 _PNG_LEVEL = 4  # of zlib: 6, the default, takes twice as long for files 2 % smaller
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # as Pillow takes them
 _EXIF_PREFIX = b"Exif\0\0"
 _XMP_KEY = b"XML:com.adobe.xmp\0"  # of an iTXt chunk in PNG
 _IN_SCANS = {b"\0", b"\xff", *(bytes([marker]) for marker in range(0xD0, 0xD8))}  # after FF in JPEG
 _NO_PADDING = re.compile(rb"[^\xff]")  # of a marker in JPEG
-_ORIENTATION = 0x0112
 _XMP_TAG = 0x02BC
 
 # The tags of a TIFF file that say something about the photograph, not about the layout of the file.
@@ -124,7 +123,7 @@ _DENSEST = 1 << 16
 _MAX_CHUNKS = 1 << 18  # of a PNG
 _MAX_SEGMENTS = 1 << 12  # of a JPEG, before its first scan
 _MAX_SCANS = 100  # of a JPEG, each of which may cost the whole picture; libtiff has this limit too
-_MAX_FRAMES = 1 << 12  # that are counted
+_MAX_FRAMES = tiff.MAX_PAGES  # that are counted
 _STRIP = 1 << 20  # pixels that are converted at a time
 
 # Pillow logs a few failures as well as raising them, and Python prints what no handler takes.
@@ -344,13 +343,13 @@ def _decoded(data: bytes, wanted: list[str], max_pixels: int, mend: bool = False
         file, info, notes = _png(data)
     elif data.startswith(_JPEG_MAGIC) and "JPEG" in wanted:
         file, notes = _jpeg(data, mend)
-    elif data[:4] in _TIFF_MAGIC and "TIFF" in wanted:
-        notes = _tiff(data)
+    elif data[:4] in tiff.MAGIC and "TIFF" in wanted:
+        notes = _left_out(tiff.pages(data) - 1)
     elif data[4:8] == b"ftyp" and "AVIF" in wanted:
         # Pillow reads the orientation in the EXIF of these at once, be it a million numbers. Where
         # the EXIF is takes a parser to say, but few other bytes look like it.
         for number, found in enumerate(re.finditer(rb"II\*\0|MM\0\*", data)):
-            if number > 8 or not _digestible(data[found.start() :]):
+            if number > 8 or not tiff.is_digestible(data[found.start() :]):
                 raise ImageError("the EXIF of the image has more tags than can be read safely")
     elif data[:2] in (b"P1", b"P2", b"P3"):  # Pillow takes quadratic time for the comments of these
         file = BytesIO(re.sub(rb"#[^\r\n]*", b"", data))
@@ -372,7 +371,7 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
 
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow turns these while it loads them, and forgets the orientation.
-        oriented = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        oriented = image.getexif().get(tiff.ORIENTATION, 1) in range(2, 9)
         depth = _tiff_depth(image)
         with _no_standard_error():
             image.load()
@@ -765,9 +764,9 @@ def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], list[str]]:
 def _mpf_pictures(block: bytes) -> int:
     """The number of pictures in a JPEG, out of its MPF segment; 1 where that is malformed."""
     try:
-        for tag, kind, _, place in _entries(block, _first_directory(block)):
+        for tag, kind, _, place in tiff.entries(block, tiff.first_directory(block)):
             if tag == 0xB001:
-                return _number(block, kind, place)
+                return tiff.number(block, kind, place)
     except (struct.error, OverflowError):
         pass
     return 1
@@ -805,126 +804,6 @@ def _left_out(count: int, what: str = "further frame") -> list[str]:
     return [f"{number} {what} is left out" if count == 1 else f"{number} {what}s are left out"]
 
 
-# --- TIFF, and EXIF which has the same structure
-
-_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_SIDES = (
-    TiffImagePlugin.IMAGEWIDTH,
-    TiffImagePlugin.TILEWIDTH,
-    TiffImagePlugin.IMAGELENGTH,
-    TiffImagePlugin.TILELENGTH,
-)
-_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q"}
-_SUBDIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
-_LAYOUT = (
-    TiffImagePlugin.STRIPOFFSETS,
-    TiffImagePlugin.STRIPBYTECOUNTS,
-    TiffImagePlugin.TILEOFFSETS,
-    TiffImagePlugin.TILEBYTECOUNTS,
-)
-
-
-def _form(block: bytes) -> tuple[str, bool]:
-    """The byte order for `struct`, and whether it is a BigTIFF."""
-    return ">" if block.startswith(b"MM") else "<", block[2:3] == b"+"
-
-
-def _first_directory(block: bytes) -> int:
-    order, big = _form(block)
-    return int(struct.unpack_from(order + ("8xQ" if big else "4xI"), block)[0])
-
-
-def _entries(block: bytes, at: int) -> Iterator[tuple[int, int, int, int]]:
-    """Tag, type, count and place of the value of the tags in the directory at `at`; struct.error
-    where it is cut off."""
-    order, big = _form(block)
-    head, field, offset = ("Q", 8, "Q") if big else ("H", 4, "I")
-    (entries,) = struct.unpack_from(order + head, block, at)
-    at += struct.calcsize(order + head)
-    for _ in range(entries):
-        tag, kind, count = struct.unpack_from(order + "HH" + offset, block, at)
-        place = at + 4 + field
-        if count * _UNITS.get(kind, 0) > field:
-            (place,) = struct.unpack_from(order + offset, block, place)
-        yield tag, kind, count, place
-        at += 4 + 2 * field
-
-
-def _number(block: bytes, kind: int, place: int) -> int:
-    """The whole number of a tag; struct.error where it is none."""
-    if kind not in _INTEGERS:
-        raise struct.error("not a whole number")
-    order, _ = _form(block)
-    return int(struct.unpack_from(order + _INTEGERS[kind], block, place)[0])
-
-
-def _digestible(block: bytes) -> bool:
-    """Whether Pillow takes the tags of a TIFF file or EXIF block apart in little time and memory.
-
-    It makes an object of every number, of those of tags that share their bytes or go round in
-    circles too. What cameras and editors write stays far below these limits.
-    """
-    numbers = size = entries = 0
-    pending = [_first_directory(block)] if len(block) >= 16 else []
-    while pending:
-        try:
-            for tag, kind, count, place in _entries(block, pending.pop()):
-                bytes_ = count * _UNITS.get(kind, 0)
-                entries += 1
-                if tag in _SUBDIRECTORIES and kind in _INTEGERS:
-                    pending.append(_number(block, kind, place))
-                if bytes_ <= len(block):  # Pillow takes no others.
-                    size += bytes_
-                    if tag in _LAYOUT:
-                        entries += count >> 6
-                    elif kind not in (1, 2, 7):
-                        numbers += 16 * count if kind in (5, 10) else count
-                if entries > 4096 or numbers > 1 << 18 or size > 2 * len(block):
-                    return False
-        except (struct.error, OverflowError):
-            pass
-    return True
-
-
-def _tiff(data: bytes) -> list[str]:
-    """What a TIFF file has besides its first picture; ImageError for one that Pillow or libtiff
-    would need much time or memory to refuse."""
-    if not _digestible(data):
-        raise ImageError("the image has more tags, or longer ones, than can be read safely")
-    sides: dict[int, int] = {}
-    at = 0
-    try:
-        at = _first_directory(data)
-        for tag, kind, _, place in _entries(data, at):
-            if tag in _SIDES and tag not in sides:
-                sides[tag] = _number(data, kind, place)
-    except (struct.error, OverflowError):
-        pass
-    for side, tile in (_SIDES[:2], _SIDES[2:]):
-        if sides.get(tile, 0) > max(1024, sides.get(side, 0) + 15):
-            raise ImageError("the tiles of the image are larger than the image")
-    return _left_out(_tiff_pages(data, at) - 1)
-
-
-def _tiff_pages(data: bytes, at: int) -> int:
-    """The number of pictures from the one at `at`, without the reduced ones; no more than
-    _MAX_FRAMES are counted."""
-    order, big = _form(data)
-    pages, seen = 0, set[int]()
-    try:
-        while at and at not in seen and len(seen) <= _MAX_FRAMES:
-            seen.add(at)
-            (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
-            tag, kind, _, place = next(_entries(data, at), (0, 0, 0, 0))
-            reduced = tag == 254 and _number(data, kind, place) & 1  # It is the lowest tag.
-            at += 8 + 20 * count if big else 2 + 12 * count
-            (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
-            pages += not (reduced and pages)
-    except (struct.error, OverflowError):
-        pass
-    return pages
-
-
 # --- metadata
 
 
@@ -954,26 +833,13 @@ def _upright(exif: bytes | None, xmp: bytes | None) -> tuple[int, bytes | None, 
 
     EXIF decides; XMP does where EXIF says nothing. No byte but those of the orientation changes.
     """
-    orientation, upright_exif = _exif_orientation(exif) if exif else (None, None)
+    orientation, upright_exif = tiff.orientation(exif) if exif else (None, None)
     pattern = rb"""(tiff:Orientation(?:=["']|>))([0-9])"""
     if orientation is None and xmp and (found := re.search(pattern, xmp)):
         orientation = int(found[2])
     if orientation is None or not 2 <= orientation <= 8:
         return 1, exif, xmp
     return orientation, upright_exif, xmp and re.sub(pattern, rb"\g<1>1", xmp)
-
-
-def _exif_orientation(exif: bytes) -> tuple[int | None, bytes]:
-    """The orientation in the first IFD, if it is there, and `exif` with that tag set to 1."""
-    orientation, upright = None, bytearray(exif)
-    try:
-        for tag, kind, count, place in _entries(exif, _first_directory(exif)):
-            if tag == _ORIENTATION and kind in (1, 3, 4) and count * _UNITS[kind] <= 4:
-                orientation = _number(exif, kind, place)
-                struct.pack_into(_form(exif)[0] + "HIHH", upright, place - 6, 3, 1, 1, 0)
-    except struct.error:  # It is cut off, and what was found before counts.
-        pass
-    return orientation, bytes(upright)
 
 
 def _tiff_exif(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
@@ -1077,7 +943,7 @@ def _options(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
 def _parsed(exif: bytes) -> Image.Exif:
     """`exif` for the formats whose EXIF Pillow composes anew; empty where it cannot do that."""
     tags = Image.Exif()
-    if not _digestible(exif):
+    if not tiff.is_digestible(exif):
         return tags
     try:
         with _quiet_pillow(0):

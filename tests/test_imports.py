@@ -26,6 +26,7 @@ LAYERS = [
     {"entropy.model"},
     {"layers", "entropy.passes", "training.config"},
     {"container", "loading", "rangecoder", "image", "metrics", "degrade"},
+    {"tiff"},
     {"config", "errors", "memory", "signals"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
@@ -42,7 +43,16 @@ FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
 PACKAGES = {"aiocodec"} | {
     f"aiocodec.{name}" for name in ("cli", "entropy", "evaluate", "training")
 }
-STDLIB_ONLY = {"config", "container", "errors", "loading", "memory", "signals", "training.config"}
+STDLIB_ONLY = {
+    "config",
+    "container",
+    "errors",
+    "loading",
+    "memory",
+    "signals",
+    "tiff",
+    "training.config",
+}
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}
 
 
