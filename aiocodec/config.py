@@ -6,6 +6,7 @@ from typing import Any
 
 DEFAULT_QUALITY = 50
 MAX_SIDE = 65535  # pixels of a picture, per side
+MAX_COMMENT = 1 << 16  # bytes of a remark in an .aic file
 DEFAULT_MAX_PIXELS = 1 << 28  # of a picture that is encoded
 DECODED_MAX_PIXELS = 1 << 27  # of one that is decoded: its file may be a stranger's
 LATENT_STRIDE = 16  # pixels of x per element of y, per side

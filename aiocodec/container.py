@@ -64,7 +64,6 @@ MAGIC = b"\x8aAIC"
 VERSION = 2
 HEADER_SIZE = 32
 MAX_CHUNKS = 1024  # in a file
-MAX_COMMENT = 1 << 16  # bytes
 
 _MAX_U32 = (1 << 32) - 1
 _MAX_LENGTH_BYTES = 5

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from aiocodec import tiff
-from aiocodec.config import MAX_SIDE
+from aiocodec.config import MAX_COMMENT, MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
 
 # What `read` tries, in this order. TGA has no signature, so that it comes last. A name is as Pillow
@@ -58,7 +58,7 @@ FORMATS = (
 MAX_EXIF = 1 << 20  # bytes; larger metadata is neither read nor written
 MAX_ICC = MAX_XMP = 1 << 24
 
-_LIMITS = {"EXIF": MAX_EXIF, "ICC profile": MAX_ICC, "XMP": MAX_XMP}
+_LIMITS = {"EXIF": MAX_EXIF, "ICC profile": MAX_ICC, "XMP": MAX_XMP, "comment": MAX_COMMENT}
 
 _AIC_MAGIC = b"\x8aAIC"
 _PNG_LEVEL = 4  # of zlib: 6, the default, takes twice as long for files 2 % smaller
@@ -69,6 +69,16 @@ _XMP_KEY = b"XML:com.adobe.xmp\0"  # of an iTXt chunk in PNG
 _IN_SCANS = {b"\0", b"\xff", *(bytes([marker]) for marker in range(0xD0, 0xD8))}  # after FF in JPEG
 _NO_PADDING = re.compile(rb"[^\xff]")  # of a marker in JPEG
 _XMP_TAG = 0x02BC
+_IPTC_TAGS = (0x83BB, 0x8649)  # of TIFF: IPTC itself, and resources of Photoshop, which hold it
+
+_INCH, _CENTIMETRE = 1 / 0.0254, 100.0  # of each in a metre
+_NO_UNIT = 0.0
+# What programs write that know of no density: 72 dpi, and 96 in BMP.
+_DEFAULT_DENSITY = (2834, 2835)
+_BMP_DEFAULT = (3779, 3780)
+_SRGB_GAMMA = 45455  # of gAMA, with its allowance
+_SRGB_CHROMATICITIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)  # of cHRM
+_SRGB_CODES = {1, 2}, {1, 2, 6, 13, 14}  # of primaries and transfer in ITU-T H.273; 2: unknown
 
 # The tags of a TIFF file that say something about the photograph, not about the layout of the file.
 _PHOTO_TAGS = {
@@ -106,8 +116,11 @@ _HOLD_ALPHA = {"PNG", "WEBP", "TIFF", "AVIF"}
 _HOLD_GRAY = {"PNG", "JPEG", "TIFF", "BMP", "PPM", "AVIF"}
 _HOLD_GRAY_AND_ALPHA = {"PNG", "TIFF"}
 _HOLD_NO_METADATA = {"BMP", "PPM"}
-# EXIF and XMP fit into one segment, a profile into 255.
+_HOLD_DENSITY = {"PNG", "JPEG", "TIFF", "BMP"}
+_HOLD_COMMENT = {"PNG", "JPEG"}
+# EXIF, XMP and a comment fit into one segment each, a profile into 255.
 _JPEG_LIMITS = {"EXIF": 65533 - 6, "ICC profile": 255 * (65533 - 14), "XMP": 65533 - 29}
+_JPEG_LIMITS["comment"] = 65533
 
 # A picture of so many pixels is decoded however short its file is. A larger one must have a byte of
 # data for each so many pixels, or else most of it is missing or it is meant as a bomb. No encoder can
@@ -119,6 +132,9 @@ _SMALL = 1 << 22
 _DENSITY = {"PNG": 8 * 1032, "JPEG": 512, "GIF": 2731, "BMP": 128, "DIB": 128, "PSD": 128}
 _DENSITY |= {"PPM": 8, "PCX": 256, "DDS": 2, "QOI": 64, "TGA": 128}
 _DENSEST = 1 << 16
+
+_IPTC_LOST = "the IPTC data is left out"
+_COLOUR_LOST = "the colour space is left out, which is not sRGB and not an ICC profile"
 
 _MAX_CHUNKS = 1 << 18  # of a PNG
 _MAX_SEGMENTS = 1 << 12  # of a JPEG, before its first scan
@@ -142,6 +158,10 @@ class Picture:
     icc: bytes | None = None  # a profile of RGB, or of gray values where `gray`
     exif: bytes | None = None  # TIFF block without the prefix 'Exif\0\0'; its orientation fits rgb
     xmp: bytes | None = None  # XML packet; its orientation fits rgb
+    density: tuple[int, int] | None = (
+        None  # pixels per metre along x and y; None: unknown, or 72 dpi
+    )
+    comment: bytes | None = None  # a remark, UTF-8 where the file said how it was written
     warnings: tuple[str, ...] = ()  # what `read` had to leave out or guess, a clause each
 
 
@@ -184,6 +204,9 @@ def read(
       progressive, blurred. `strict` refuses it. All other formats are refused when they end early.
     - EXIF of more than MAX_EXIF bytes, an ICC profile of more than MAX_ICC and XMP of more than
       MAX_XMP are left out, and so is an ICC profile that is damaged. The picture is read.
+    - The density is that of the format (pHYs in PNG, JFIF in JPEG), or else that of the EXIF. 72 dpi, in
+      BMP also 96, count as unknown. The comment is the COM segments of a JPEG, or that of a GIF or
+      JPEG 2000, or the text "Comment" of a PNG.
 
     `formats` are the names of those to try, out of FORMATS and in any case; by default all. What was
     lost is in the `warnings` of the picture: further frames, bits, colours, text, metadata.
@@ -231,7 +254,8 @@ def write(picture: Picture, format: str = "PNG") -> bytes:
     JPEG and AVIF have quality 95 and full colour resolution, WebP is lossless. A gray picture gets
     one channel, the rounded mean of the three, except in WebP and, with alpha, in AVIF. TIFF and
     AVIF get EXIF as Pillow rewrites it, TIFF without the tags about file layout. What is left out
-    otherwise is what `losses` says. The same picture gives the same bytes.
+    otherwise is what `losses` says. The density is rounded to whole dpi in JPEG. The same picture gives
+    the same bytes.
 
     Raises OutputError for another format, and where the encoder fails (a side is at most 16383 in
     WebP and 65500 in JPEG, for two).
@@ -256,7 +280,8 @@ def losses(picture: Picture, format: str) -> list[str]:
     JPEG, BMP and PPM have no transparency: the picture is written opaque. BMP and PPM have no
     metadata. EXIF and XMP that are longer than the 64 KiB of JPEG, metadata beyond MAX_EXIF, MAX_ICC
     and MAX_XMP, EXIF that Pillow cannot rewrite where it must, and an ICC profile that is not one of
-    the channels in the file ('GRAY' or 'RGB ') are left out too. Raises OutputError as `write` does.
+    the channels in the file ('GRAY' or 'RGB ') are left out too. WebP, AVIF and PPM have no density but
+    in the EXIF, and only PNG and JPEG have comments. Raises OutputError as `write` does.
     """
     if format not in _FORMATS.values():
         raise OutputError(f"unknown image format {format}")
@@ -272,7 +297,23 @@ def losses(picture: Picture, format: str) -> list[str]:
     ):
         if value and not kept:
             lost.append(f"the {name} is left out: {_reason(name, value, format)}")
+    in_exif = written["exif"] and exif_density(picture.exif) == picture.density
+    if picture.density and "dpi" not in written and not in_exif:
+        why = "cannot hold it" if format in _HOLD_DENSITY else "has none"
+        lost.append(f"the density (pixels per inch) is left out: {format} {why}")
+    if picture.comment and "comment" not in written:
+        lost.append(f"the comment is left out: {_reason('comment', picture.comment, format)}")
     return lost
+
+
+def exif_density(exif: bytes | None) -> tuple[int, int] | None:
+    """Pixels per metre along x and y as an EXIF block without its prefix has them; None where it says
+    nothing, or 72 dpi."""
+    found = tiff.resolution(exif) if exif else None
+    if found is None:
+        return None
+    x, y, unit = found
+    return _per_metre(x, y, {1: _NO_UNIT, 2: _INCH, 3: _CENTIMETRE}[unit])
 
 
 def format_of(path: str) -> str:
@@ -336,13 +377,13 @@ def _chosen(formats: Sequence[str] | None) -> list[str]:
 
 def _decoded(data: bytes, wanted: list[str], max_pixels: int, mend: bool = False) -> Picture:
     """What `read` returns; raises whatever Pillow does. `mend` ends a JPEG where its data ends."""
-    info: dict[str, bytes] = {}
+    info: dict[str, Any] = {}
     notes: list[str] = []
     file: IO[bytes] = BytesIO(data)
     if data.startswith(_PNG_MAGIC) and "PNG" in wanted:
         file, info, notes = _png(data)
     elif data.startswith(_JPEG_MAGIC) and "JPEG" in wanted:
-        file, notes = _jpeg(data, mend)
+        file, info, notes = _jpeg(data, mend)
     elif data[:4] in tiff.MAGIC and "TIFF" in wanted:
         notes = _left_out(tiff.pages(data) - 1)
     elif data[4:8] == b"ftyp" and "AVIF" in wanted:
@@ -371,17 +412,19 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
 
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow turns these while it loads them, and forgets the orientation.
-        oriented = image.getexif().get(tiff.ORIENTATION, 1) in range(2, 9)
+        turned = image.getexif().get(tiff.ORIENTATION, 1)
         depth = _tiff_depth(image)
         with _no_standard_error():
             image.load()
         orientation, exif, xmp = 1, _tiff_exif(image), _metadata(image, "xmp")
+        if any(tag in image.tag_v2 for tag in _IPTC_TAGS):
+            notes.append(_IPTC_LOST)
     else:
         depth = _depth(image, data)
         image.load()
         exif, xmp = _exif_block(_metadata(image, "exif")), _metadata(image, "xmp")
         orientation, exif, xmp = _upright(exif, xmp)
-        oriented = orientation != 1
+        turned = orientation
     _check_size(image.size, max_pixels)  # an icon may turn out larger than it said
 
     gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
@@ -390,7 +433,9 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
     wide = depth > 8 or image.mode.startswith("I") or image.mode == "F"
     if wide:
         notes.append("samples of more than 8 bits are reduced to 8 bits")
+    density = _density(image, data, notes) or exif_density(exif)
     metadata = {"ICC profile": _metadata(image, "icc_profile"), "EXIF": exif, "XMP": xmp}
+    metadata["comment"] = _metadata(image, "comment") or None
     for name, value in metadata.items():
         if value is not None and not 0 < len(value) <= _LIMITS[name]:
             notes.append(_lost(name))
@@ -410,10 +455,12 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
         alpha=alpha,
         gray=gray,
         sixteen_bit=wide,
-        oriented=oriented,
+        oriented=turned in range(2, 9),
         icc=icc,
         exif=metadata["EXIF"],
         xmp=metadata["XMP"],
+        density=density[::-1] if density and turned in (5, 6, 7, 8) else density,
+        comment=metadata["comment"],
         warnings=tuple(notes),
     )
 
@@ -452,6 +499,43 @@ def _tiff_depth(image: TiffImagePlugin.TiffImageFile) -> int:
     """Bits of the widest channel."""
     bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     return max(bits) if isinstance(bits, tuple) else int(bits)
+
+
+def _density(image: Image.Image, data: bytes, notes: list[str]) -> tuple[int, int] | None:
+    """Pixels per metre as an image file has them outside of EXIF, None where it says nothing; where it
+    says no more than how wide a pixel is for its height, that goes to `notes`."""
+    x, y, unit = 0.0, 0.0, _NO_UNIT
+    info = image.info
+    if "jfif_density" in info:
+        (x, y), unit = info["jfif_density"], {1: _INCH, 2: _CENTIMETRE}.get(info["jfif_unit"], unit)
+    elif "pHYs" in info:
+        x, y, unit = info["pHYs"]
+    elif image.format == "GIF" and data[12]:
+        x, y = 64, data[12] + 15
+    elif image.format in ("BMP", "DIB", "JPEG2000") and "dpi" in info:
+        (x, y), unit = info["dpi"], _INCH
+    if image.format in ("BMP", "DIB") and {round(x * unit), round(y * unit)} <= {*_BMP_DEFAULT}:
+        return None
+    if unit == _NO_UNIT:
+        notes += _not_square(y, x)
+        return None
+    return _per_metre(x, y, unit)
+
+
+def _not_square(width: float, height: float) -> list[str]:
+    """The note about pixels of this width and height, if they are not square."""
+    if width == height or width <= 0 or height <= 0:
+        return []
+    return [f"the pixel aspect ratio {width / height:.4g}:1 is left out"]
+
+
+def _per_metre(x: float, y: float, unit: float) -> tuple[int, int] | None:
+    """Pixels per metre for pixels per unit, so many of which are a metre; None for what is no density,
+    or that of programs which know none."""
+    density = round(min(x * unit, 1 << 32)), round(min(y * unit, 1 << 32))
+    if not all(1 <= number < 1 << 32 for number in density) or {*density} <= {*_DEFAULT_DENSITY}:
+        return None
+    return density
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
@@ -619,7 +703,7 @@ class _Parts(RawIOBase):
         return len(part)
 
 
-def _png(data: bytes) -> tuple[IO[bytes], dict[str, bytes], list[str]]:
+def _png(data: bytes) -> tuple[IO[bytes], dict[str, Any], list[str]]:
     """A PNG reduced to the chunks of its first picture, its metadata as Pillow names it (empty where
     it is damaged or too large), and what was left out. ImageError for one without an end.
 
@@ -629,7 +713,8 @@ def _png(data: bytes) -> tuple[IO[bytes], dict[str, bytes], list[str]]:
     view = memoryview(data)
     kept: dict[bytes, memoryview] = {}
     scans: list[tuple[int, int]] = []
-    info: dict[str, bytes] = {}
+    info: dict[str, Any] = {}
+    colours: dict[bytes, bytes] = {}
     texts = frames = 0
     at = len(_PNG_MAGIC)
     for _ in range(_MAX_CHUNKS):
@@ -653,7 +738,7 @@ def _png(data: bytes) -> tuple[IO[bytes], dict[str, bytes], list[str]]:
             frames += bool(scans)
         elif name == b"iTXt" and body[: len(_XMP_KEY)] == _XMP_KEY:
             if "xmp" not in info:
-                info["xmp"] = _xmp_text(bytes(body)) if _intact(chunk) else b""
+                info["xmp"] = _text(bytes(body), MAX_XMP) if _intact(chunk) else b""
         elif name == b"eXIf":
             if "exif" not in info:
                 info["exif"] = _EXIF_PREFIX + body if _intact(chunk) else b""
@@ -661,12 +746,25 @@ def _png(data: bytes) -> tuple[IO[bytes], dict[str, bytes], list[str]]:
             if "icc_profile" not in info:
                 info["icc_profile"] = _icc_chunk(bytes(body)) if _intact(chunk) else b""
         elif name in (b"tEXt", b"zTXt", b"iTXt"):
-            texts += 1
+            comment = b""
+            if bytes(body[:8]).lower() == b"comment\0" and "comment" not in info and _intact(chunk):
+                comment = _comment(bytes(name), bytes(body))
+            if comment:
+                info["comment"] = comment
+            else:
+                texts += 1
+        elif name == b"pHYs" and length == 9 and "pHYs" not in info and _intact(chunk):
+            x, y, unit = struct.unpack(">IIB", body)
+            info["pHYs"] = x, y, 1.0 if unit == 1 else _NO_UNIT
+        elif name in (b"gAMA", b"cHRM", b"sRGB", b"cICP") and not scans:
+            colours.setdefault(bytes(name), bytes(body[:32]))
     else:
         raise ImageError(f"the image has more than {_MAX_CHUNKS} chunks")
     parts: list[bytes | memoryview] = [_PNG_MAGIC, *kept.values()]
     parts += [view[start:end] for start, end in scans]
     notes = _left_out(frames) + _left_out(texts, "text chunk")
+    if not info.get("icc_profile") and _is_other_colour(colours):
+        notes.append(_COLOUR_LOST)
     return BufferedReader(_Parts([*parts, chunk])), info, notes
 
 
@@ -675,13 +773,45 @@ def _intact(chunk: memoryview) -> bool:
     return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
-def _xmp_text(body: bytes) -> bytes:
-    """The text of an iTXt chunk; empty where it is damaged or too large."""
-    flags, rest = body[len(_XMP_KEY) :][:2], body[len(_XMP_KEY) + 2 :]
-    text = rest.split(b"\0", 2)[-1] if rest.count(b"\0") >= 2 else b""
+def _text(body: bytes, limit: int) -> bytes:
+    """The text of an iTXt chunk; empty where it is damaged or has more than `limit` bytes."""
+    rest = body.partition(b"\0")[2]
+    flags, text = rest[:2], rest[2:].split(b"\0", 2)[-1] if rest[2:].count(b"\0") >= 2 else b""
     if flags[:1] == b"\0":
-        return text
-    return _inflated(text, MAX_XMP) if flags == b"\1\0" else b""
+        return text if len(text) <= limit else b""
+    return _inflated(text, limit) if flags == b"\1\0" else b""
+
+
+def _comment(name: bytes, body: bytes) -> bytes:
+    """The text of a text chunk `name` as UTF-8; empty where it is damaged or has more than MAX_COMMENT
+    bytes."""
+    if name == b"iTXt":
+        return _text(body, MAX_COMMENT)
+    text = body.partition(b"\0")[2]
+    if name == b"zTXt":
+        text = _inflated(text[1:], MAX_COMMENT) if text[:1] == b"\0" else b""
+    text = text[: MAX_COMMENT + 1].decode("latin-1").encode()
+    return text if len(text) <= MAX_COMMENT else b""
+
+
+def _is_other_colour(chunks: dict[bytes, bytes]) -> bool:
+    """Whether the chunks of a PNG about its colours say another space than sRGB."""
+    if b"cICP" in chunks:
+        return _is_other_space(*chunks[b"cICP"].ljust(2, b"\2")[:2])
+    if b"sRGB" in chunks:
+        return False
+    gamma, corners = chunks.get(b"gAMA", b""), chunks.get(b"cHRM", b"")
+    if len(gamma) == 4 and abs(int.from_bytes(gamma, "big") - _SRGB_GAMMA) > 1000:
+        return True
+    if len(corners) != 32:
+        return False
+    found = struct.unpack(">8I", corners)
+    return any(abs(a - b) > 1000 for a, b in zip(found, _SRGB_CHROMATICITIES, strict=True))
+
+
+def _is_other_space(primaries: int, transfer: int) -> bool:
+    """Whether these codes of H.273 are those of another colour space than sRGB, or near it."""
+    return primaries not in _SRGB_CODES[0] or transfer not in _SRGB_CODES[1]
 
 
 def _icc_chunk(body: bytes) -> bytes:
@@ -700,14 +830,16 @@ def _inflated(compressed: bytes, limit: int) -> bytes:
     return plain if stream.eof and len(plain) <= limit else b""
 
 
-def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], list[str]]:
-    """A JPEG without the segments that nobody asked for, and what was left out. `mend` puts an end
-    where the data ends. ImageError for one that ends before its first scan."""
+def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], dict[str, Any], list[str]]:
+    """A JPEG without the segments that nobody asked for, its comment, and what was left out. `mend`
+    puts an end where the data ends. ImageError for one that ends before its first scan."""
     view = memoryview(data)
     kept: list[bytes | memoryview] = [view[:2]]
     exif: list[memoryview] = []
+    comments: list[bytes] = []
     notes: list[str] = []
-    extended = False
+    others: set[str] = set()
+    pictures, gain_map = 1, False
     at = 2
     for _ in range(_MAX_SEGMENTS):
         found = data.find(b"\xff", at)  # What is before it is junk, further FF are padding.
@@ -728,14 +860,23 @@ def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], list[str]]:
         if marker == 0xE1 and body.startswith(_EXIF_PREFIX):
             exif.append(segment)
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xmp/extension/\0"):
-            extended = True
+            others.add("the extended XMP is left out")
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
-            notes += _left_out(_mpf_pictures(bytes(segment[8:])) - 1)
+            pictures = _mpf_pictures(bytes(segment[8:]))
+        elif marker == 0xED and body.startswith(b"Photoshop 3.0\0"):
+            others.add(_IPTC_LOST)
+        elif marker == 0xEB and body.startswith(b"JP"):
+            others.add("the JUMBF metadata is left out")
+        elif marker == 0xE2 and body.startswith(b"urn:iso:std:iso:ts:21496:-1\0"):
+            gain_map = True
+        elif marker == 0xFE:
+            comments.append(bytes(segment[4:]))
         elif (
             not 0xE0 <= marker <= 0xEF
             or marker in (0xE0, 0xEE)  # JFIF and Adobe tell libjpeg what the channels are
             or body.startswith((b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"))
-        ) and marker != 0xFE:
+        ):
+            gain_map = gain_map or (marker == 0xE1 and data.find(b"hdrgm:", start, at) >= 0)
             kept.append(segment)
     else:
         raise ImageError(f"the image has more than {_MAX_SEGMENTS} segments before its picture")
@@ -746,10 +887,16 @@ def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], list[str]]:
         kept += exif
     else:
         notes.append(_lost("EXIF"))
-    if extended:
-        notes.append("the extended XMP is left out")
+    if pictures > 1 and gain_map:
+        others.add("the HDR gain map is left out")
+    notes += _left_out(pictures - 1 - (pictures > 1 and gain_map)) + sorted(others)
+    comment = b"\n".join(comments)
+    if len(comment) > MAX_COMMENT:
+        notes.append(_lost("comment"))
+        comment = b""
+    info = {"comment": comment} if comment else {}
     if not mend:
-        return BufferedReader(_Parts([*kept, view[at:]])), notes
+        return BufferedReader(_Parts([*kept, view[at:]])), info, notes
     # A segment between two scans may be cut off, which libjpeg would wait for.
     end = marker_at = len(data)
     while (marker_at := data.rfind(b"\xff", max(at, len(data) - 65537), marker_at)) >= 0:
@@ -758,7 +905,7 @@ def _jpeg(data: bytes, mend: bool) -> tuple[IO[bytes], list[str]]:
             end = marker_at if marker_at + 2 + length > len(data) else end
             break
     notes.insert(0, "the JPEG ends early: what is missing is gray or blurred")
-    return BufferedReader(_Parts([*kept, view[at:end], b"\xff\xd9"])), notes
+    return BufferedReader(_Parts([*kept, view[at:end], b"\xff\xd9"])), info, notes
 
 
 def _mpf_pictures(block: bytes) -> int:
@@ -825,7 +972,13 @@ def _exif_block(exif: bytes | None) -> bytes | None:
 
 def _lost(name: str) -> str:
     """The note about metadata that cannot be kept."""
-    return f"the {name} is left out: it is damaged or larger than {_LIMITS[name] >> 20} MiB"
+    return f"the {name} is left out: it is damaged or larger than {_limit(name)}"
+
+
+def _limit(name: str) -> str:
+    """How much of this metadata is kept, for people."""
+    limit = _LIMITS[name]
+    return f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
 
 
 def _upright(exif: bytes | None, xmp: bytes | None) -> tuple[int, bytes | None, bytes | None]:
@@ -884,8 +1037,8 @@ def _channels(
 
 
 def _metadata_for(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
-    """ICC profile, EXIF and XMP as Pillow's encoder for `format` takes them; empty where they are
-    left out, for one of the reasons in `_reason`."""
+    """ICC profile, EXIF and XMP as Pillow's encoder for `format` takes them, empty where they are left
+    out, for one of the reasons in `_reason`; "dpi" and "comment" where the file gets them."""
     icc, exif, xmp = picture.icc or b"", picture.exif or b"", picture.xmp or b""
     if format in _HOLD_NO_METADATA:
         icc = exif = xmp = b""
@@ -901,15 +1054,27 @@ def _metadata_for(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
         metadata["exif"] = _parsed(exif)
     if format == "TIFF":
         _about_the_photo(metadata["exif"])
+    inches = picture.density and (picture.density[0] / _INCH, picture.density[1] / _INCH)
+    if inches and format in _HOLD_DENSITY:
+        fits = format != "JPEG" or all(1 <= round(number) < 1 << 16 for number in inches)
+        in_exif = format == "TIFF" and exif and exif_density(exif) == picture.density
+        if fits and not in_exif:
+            metadata["dpi"] = inches
+    comment = picture.comment or b""
+    if comment and format in _HOLD_COMMENT and len(comment) <= limits["comment"]:
+        if format == "JPEG":
+            metadata["comment"] = comment
+        elif b"\0" not in comment.rstrip(b"\0"):
+            metadata["comment"] = comment.rstrip(b"\0")
     return metadata
 
 
 def _reason(name: str, value: bytes, format: str) -> str:
     """Why `_metadata_for` leaves the metadata `value` out."""
-    if format in _HOLD_NO_METADATA:
+    if format in _HOLD_NO_METADATA or (name == "comment" and format not in _HOLD_COMMENT):
         return f"{format} has none"
     if len(value) > _LIMITS[name]:
-        return f"it is larger than {_LIMITS[name] >> 20} MiB"
+        return f"it is larger than {_limit(name)}"
     if format == "JPEG" and len(value) > _JPEG_LIMITS[name]:
         return f"it is longer than the {_JPEG_LIMITS[name]} bytes of JPEG"
     if name == "ICC profile":
@@ -924,6 +1089,8 @@ def _options(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
         text = PngImagePlugin.PngInfo()
         if metadata["xmp"]:
             text.add_itxt("XML:com.adobe.xmp", metadata["xmp"])
+        if comment := metadata.get("comment"):
+            text.add_text("Comment", _decoded_text(comment))
         return metadata | {"pnginfo": text, "compress_level": _PNG_LEVEL}
     if format == "JPEG":
         return metadata | {"quality": 95, "subsampling": "4:4:4"}
@@ -937,7 +1104,15 @@ def _options(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
         # Tiles would follow the number of processors, and the bytes the tiles.
         subsampling = "4:0:0" if gray else "4:4:4"
         return metadata | {"quality": 95, "subsampling": subsampling, "autotiling": False}
-    return {}
+    return {"dpi": metadata["dpi"]} if "dpi" in metadata else {}
+
+
+def _decoded_text(comment: bytes) -> str:
+    """A comment as text: UTF-8, or Latin-1 where it is not that."""
+    try:
+        return comment.decode()
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")
 
 
 def _parsed(exif: bytes) -> Image.Exif:
