@@ -117,7 +117,7 @@ class Encode(_Coding):
     quality: int | None = None  # 0..100; None: DEFAULT_QUALITY
     max_bytes: int | None = None  # the best quality within so many bytes, at least 1
     target_bpp: float | None = None  # the best quality within so many bits per pixel, above 0
-    strip: bool = False  # leave ICC profile, EXIF and XMP out
+    strip: bool | str = False  # what metadata to leave out; see `Codec.encode`
     verify: bool = False  # decode the symbols before the file is written
     strict: bool = False  # refuse damaged images that could be read in part
     formats: tuple[str, ...] | None = None  # the only ones to be tried, as Pillow names them

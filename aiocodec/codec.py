@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aiocodec import __version__
-from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_QUALITY, MAX_SIDE
+from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_QUALITY, MAX_COMMENT, MAX_SIDE
 from aiocodec.container import (
     ChunkType,
     Container,
@@ -22,12 +22,14 @@ from aiocodec.container import (
     Header,
     Latents,
     pack,
+    pack_density,
     pack_latents,
     unpack,
+    unpack_density,
     unpack_latents,
 )
 from aiocodec.errors import AicError, ImageError, LimitError, ModelError, out_of_memory
-from aiocodec.image import Picture, pack_alpha, unpack_alpha
+from aiocodec.image import Picture, exif_density, pack_alpha, unpack_alpha
 from aiocodec.latents import CELL, LatentCoder
 from aiocodec.memory import available_memory, trim
 from aiocodec.pretrained import Manifest
@@ -68,7 +70,7 @@ class Codec:
         picture: Picture,
         quality: int = DEFAULT_QUALITY,
         *,
-        strip: bool = False,
+        strip: bool | str = False,
         verify: bool = False,
         progress: Progress | None = None,
     ) -> bytes:
@@ -76,16 +78,19 @@ class Codec:
 
         Args:
             quality: 0..100.
-            strip: leave ICC profile, EXIF and XMP out.
+            strip: what to leave out. True or "all": ICC profile, EXIF, XMP, comment and density;
+                "private": EXIF, XMP and comment, but not what says how the picture looks.
             verify: decode the symbols again and compare, before anything is returned.
             progress: told again and again how much is done, 0..1.
 
         Raises:
+            ValueError: a quality or `strip` that is none of these.
             ImageError: a side is 0 or longer than 65535 pixels.
             LimitError: not enough memory.
         """
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
+        metadata = _metadata(picture, strip)
         height, width, _ = picture.rgb.shape
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ImageError(f"a picture of {width}x{height} pixels cannot be coded")
@@ -108,13 +113,7 @@ class Codec:
         chunks: list[tuple[int, bytes]] = [(ChunkType.LATENTS, pack_latents(latents))]
         if picture.alpha is not None:
             chunks.append((ChunkType.ALPHA, pack_alpha(picture.alpha)))
-        if not strip:
-            metadata = (
-                (ChunkType.ICC, picture.icc),
-                (ChunkType.EXIF, picture.exif),
-                (ChunkType.XMP, picture.xmp),
-            )
-            chunks += [(kind, payload) for kind, payload in metadata if payload]
+        chunks += metadata
         chunks.append((ChunkType.PROVENANCE, f"{self.name} aiocodec/{__version__}".encode()))
         return pack(Header(quality, width, height, self.fingerprint, flags), chunks)
 
@@ -123,7 +122,7 @@ class Codec:
         picture: Picture,
         max_bytes: int,
         *,
-        strip: bool = False,
+        strip: bool | str = False,
         verify: bool = False,
         progress: Progress | None = None,
     ) -> tuple[bytes, int]:
@@ -200,6 +199,9 @@ class Codec:
             icc=container.get(ChunkType.ICC),
             exif=container.get(ChunkType.EXIF),
             xmp=container.get(ChunkType.XMP),
+            density=unpack_density(container.get(ChunkType.DENSITY) or b"")
+            or exif_density(container.get(ChunkType.EXIF)),
+            comment=_comment(container),
         )
 
     # ----------------------------------------------------------------- the transforms, in tiles
@@ -266,6 +268,33 @@ class Codec:
         size = int(y_hat.shape[1]), int(y_hat.shape[2])
         transform(self.transforms.g_s, q, size, self.program.tile, read, write, progress)
         return rgb
+
+
+def _metadata(picture: Picture, strip: bool | str) -> list[tuple[int, bytes]]:
+    """The chunks of a picture's metadata but for what `strip`, see `Codec.encode`, leaves out; a density
+    that the EXIF has, and a comment of more than MAX_COMMENT bytes, get none."""
+    if strip not in (False, True, "all", "private"):
+        raise ValueError(f"strip is {strip!r}, not False, True, 'all' or 'private'")
+    if strip in (True, "all"):
+        return []
+    exif, xmp, comment = picture.exif, picture.xmp, picture.comment
+    if strip == "private":
+        exif = xmp = comment = None
+    density = picture.density if picture.density != exif_density(exif) else None
+    metadata = (
+        (ChunkType.ICC, picture.icc),
+        (ChunkType.EXIF, exif),
+        (ChunkType.XMP, xmp),
+        (ChunkType.DENSITY, pack_density(density) if density else None),
+        (ChunkType.COMMENT, comment if comment and len(comment) <= MAX_COMMENT else None),
+    )
+    return [(kind, payload) for kind, payload in metadata if payload]
+
+
+def _comment(container: Container) -> bytes | None:
+    """The comment in a file; None where it is too long."""
+    comment = container.get(ChunkType.COMMENT)
+    return comment if comment and len(comment) <= MAX_COMMENT else None
 
 
 def part_of(progress: Progress | None, start: float, stop: float) -> Progress:

@@ -4,12 +4,14 @@ import io
 import itertools
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
 from aiocodec.config import MAX_COMMENT
+from aiocodec.container import ChunkType, unpack
 from aiocodec.image import Picture, exif_density, losses, read, write
 
 RGB = np.random.default_rng(5).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -276,6 +278,68 @@ def test_a_gain_map_in_a_jpeg_is_said():
         data = pair[:2] + segment + pair[2:]
         assert read(data).warnings == ("the HDR gain map is left out",)
         assert read(jpeg((marker, body))).warnings == ()  # there is no second picture
+
+
+# --- through an .aic file
+
+
+WHOLE = Picture(RGB, icc=SRGB_PROFILE, xmp=XMP, density=NO_SQUARE, comment=REMARK)
+
+
+def test_density_and_comment_survive_an_aic_file(codec):
+    back = codec.decode(codec.encode(WHOLE, 5))
+    assert (back.density, back.comment) == (NO_SQUARE, REMARK)
+    plain = codec.decode(codec.encode(Picture(RGB), 5))
+    assert (plain.density, plain.comment) == (None, None)
+
+
+def test_a_density_that_exif_has_gets_no_chunk(codec):
+    exif = exif_block(300.0, 150.0, 2)
+    for density, chunk in ((NO_SQUARE, False), (DPI_300, True)):
+        data = codec.encode(replace(WHOLE, exif=exif, density=density), 5)
+        assert (unpack(data).get(ChunkType.DENSITY) is not None) == chunk
+        assert codec.decode(data).density == density
+
+
+def test_malformed_density_and_comment_are_ignored(codec):
+    from aiocodec.container import pack
+
+    container = unpack(codec.encode(Picture(RGB), 5))
+    for chunks in (
+        [(ChunkType.DENSITY, bytes(8)), (ChunkType.COMMENT, b"x" * (MAX_COMMENT + 1))],
+        [(ChunkType.DENSITY, b"12345678" * 2), (ChunkType.COMMENT, b"")],
+    ):
+        back = codec.decode(pack(container.header, [*container.chunks, *chunks]))
+        assert (back.density, back.comment) == (None, None)
+
+
+def test_a_comment_that_is_too_long_is_not_coded(codec):
+    for length in (MAX_COMMENT, MAX_COMMENT + 1):
+        data = codec.encode(Picture(RGB, comment=b"x" * length), 5)
+        assert (unpack(data).get(ChunkType.COMMENT) is None) == (length > MAX_COMMENT)
+
+
+def test_strip_leaves_out_what_it_says(codec):
+    exif = exif_block(300.0, 150.0, 2)
+    whole = replace(WHOLE, exif=exif)
+    icc, density = (ChunkType.ICC, ChunkType.DENSITY)
+    everything = {icc, ChunkType.EXIF, ChunkType.XMP, ChunkType.COMMENT}
+    for strip, kept in (
+        (False, everything),
+        ("private", {icc, density}),  # the EXIF no longer says it
+        ("all", set()),
+        (True, set()),
+    ):
+        found = {kind for kind, _ in unpack(codec.encode(whole, 5, strip=strip)).chunks}
+        assert found - {ChunkType.LATENTS, ChunkType.PROVENANCE} == kept
+    data, _ = codec.encode_to_size(whole, 4000, strip="private")
+    assert codec.decode(data).density == NO_SQUARE
+
+
+@pytest.mark.parametrize("strip", ["none", "ALL", "", None, 2])
+def test_strip_is_one_of_four(codec, strip):
+    with pytest.raises(ValueError, match="private"):
+        codec.encode(Picture(RGB), 5, strip=strip)
 
 
 # --- all together
