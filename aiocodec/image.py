@@ -2,7 +2,7 @@
 
 `read` takes the formats of FORMATS and makes of them what a viewer would show: 8-bit RGB, turned
 upright, the first frame of several. `write` takes such a picture to PNG, JPEG, WebP, TIFF, BMP, PPM
-or AVIF, and `losses` says what it leaves out. `pack_alpha` and `unpack_alpha` are the lossless form
+or AVIF, in 16 bits to PNG, and `losses` says what it leaves out. `pack_alpha` and `unpack_alpha` are the lossless form
 that a transparency plane has inside an .aic file.
 
 Any file may come from a stranger, and so may the metadata of any Picture: see docs/security.md.
@@ -18,7 +18,7 @@ import zlib
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from itertools import accumulate
 from pathlib import PurePath
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from aiocodec import tiff
+from aiocodec import png, tiff
 from aiocodec.config import MAX_COMMENT, MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
 
@@ -133,6 +133,7 @@ _DENSITY = {"PNG": 8 * 1032, "JPEG": 512, "GIF": 2731, "BMP": 128, "DIB": 128, "
 _DENSITY |= {"PPM": 8, "PCX": 256, "DDS": 2, "QOI": 64, "TGA": 128}
 _DENSEST = 1 << 16
 
+_BITS_LOST = "samples of more than 8 bits are reduced to 8 bits"
 _IPTC_LOST = "the IPTC data is left out"
 _COLOUR_LOST = "the colour space is left out, which is not sRGB and not an ICC profile"
 
@@ -141,6 +142,7 @@ _MAX_SEGMENTS = 1 << 12  # of a JPEG, before its first scan
 _MAX_SCANS = 100  # of a JPEG, each of which may cost the whole picture; libtiff has this limit too
 _MAX_FRAMES = tiff.MAX_PAGES  # that are counted
 _STRIP = 1 << 20  # pixels that are converted at a time
+_WIDE_STRIP = 1 << 17  # and of a PNG of 16 bits, each of which takes 100 bytes meanwhile
 
 # Pillow logs a few failures as well as raising them, and Python prints what no handler takes.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -148,9 +150,11 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An upright 8-bit picture, and what its file said about it."""
+    """An upright picture, and what its file said about it."""
 
-    rgb: NDArray[np.uint8]  # [H, W, 3], code values 0..255 (sRGB unless `icc`), C-contiguous
+    # [H, W, 3], code values (sRGB unless `icc`), C-contiguous: uint8, 0..255, or in a picture that
+    # was decoded so, uint16, 0..65535
+    rgb: NDArray[Any]
     alpha: NDArray[np.uint8] | None = None  # [H, W], 255 is opaque; None: opaque everywhere
     gray: bool = False  # no colour channels in the source; `read` gives three equal channels then
     sixteen_bit: bool = False  # the source had more than 8 bits per channel
@@ -252,7 +256,8 @@ def write(picture: Picture, format: str = "PNG") -> bytes:
     """The picture as a file of `format`: PNG, JPEG, WEBP, TIFF, BMP, PPM or AVIF.
 
     JPEG and AVIF have quality 95 and full colour resolution, WebP is lossless. A gray picture gets
-    one channel, the rounded mean of the three, except in WebP and, with alpha, in AVIF. TIFF and
+    one channel, the rounded mean of the three, except in WebP and, with alpha, in AVIF. A picture of 16
+    bits has them in PNG, its alpha too, and is rounded to 8 in all others. TIFF and
     AVIF get EXIF as Pillow rewrites it, TIFF without the tags about file layout. What is left out
     otherwise is what `losses` says. The density is rounded to whole dpi in JPEG. The same picture gives
     the same bytes.
@@ -265,6 +270,10 @@ def write(picture: Picture, format: str = "PNG") -> bytes:
     alpha, gray = _planes(picture, format)
     out = BytesIO()
     try:
+        if picture.rgb.dtype == np.uint16:
+            if format == "PNG":
+                return _wide_png(picture, alpha, gray)
+            picture = replace(picture, rgb=_eight_bits(picture.rgb))
         image = Image.fromarray(_channels(picture.rgb, alpha, gray))
         image.save(out, format, **_options(picture, format, gray))
     except KeyError as error:
@@ -277,7 +286,8 @@ def write(picture: Picture, format: str = "PNG") -> bytes:
 def losses(picture: Picture, format: str) -> list[str]:
     """What `write` leaves out of a file of `format`, a clause each.
 
-    JPEG, BMP and PPM have no transparency: the picture is written opaque. BMP and PPM have no
+    All but PNG have 8 bits a sample. JPEG, BMP and PPM have no transparency: the picture is written
+    opaque. BMP and PPM have no
     metadata. EXIF and XMP that are longer than the 64 KiB of JPEG, metadata beyond MAX_EXIF, MAX_ICC
     and MAX_XMP, EXIF that Pillow cannot rewrite where it must, and an ICC profile that is not one of
     the channels in the file ('GRAY' or 'RGB ') are left out too. WebP, AVIF and PPM have no density but
@@ -287,6 +297,8 @@ def losses(picture: Picture, format: str) -> list[str]:
         raise OutputError(f"unknown image format {format}")
     alpha, gray = _planes(picture, format)
     lost = []
+    if picture.rgb.dtype == np.uint16 and format != "PNG":
+        lost.append(_BITS_LOST)
     if picture.alpha is not None and alpha is None:
         lost.append(f"the transparency is left out: {format} has none")
     written = _metadata_for(picture, format, gray)
@@ -432,7 +444,7 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
         gray = True  # 16-bit gray with alpha, which Pillow gives as RGBA
     wide = depth > 8 or image.mode.startswith("I") or image.mode == "F"
     if wide:
-        notes.append("samples of more than 8 bits are reduced to 8 bits")
+        notes.append(_BITS_LOST)
     density = _density(image, data, notes) or exif_density(exif)
     metadata = {"ICC profile": _metadata(image, "icc_profile"), "EXIF": exif, "XMP": xmp}
     metadata["comment"] = _metadata(image, "comment") or None
@@ -594,12 +606,8 @@ def _converted(
         return levels[..., None], _keyed(strip, levels, depth)
     if strip.mode.startswith("I"):
         samples = np.asarray(strip)
-        top = 4095 if depth == 12 else 65535
-        levels = np.clip(samples, 0, top).astype(np.uint32)
-        levels *= 255
-        levels += top // 2
-        levels //= top
-        return levels.astype(np.uint8)[..., None], _keyed(strip, samples, depth)
+        levels = _eight_bits(np.maximum(samples, 0), 4095 if depth == 12 else 65535)
+        return levels[..., None], _keyed(strip, samples, depth)
     if strip.mode in ("LA", "La"):
         both = np.asarray(strip.convert("LA"))
         return both[..., :1], both[..., 1]
@@ -1022,18 +1030,49 @@ def _planes(picture: Picture, format: str) -> tuple[NDArray[np.uint8] | None, bo
     return alpha, picture.gray and format in (_HOLD_GRAY if alpha is None else _HOLD_GRAY_AND_ALPHA)
 
 
-def _channels(
-    rgb: NDArray[np.uint8], alpha: NDArray[np.uint8] | None, gray: bool
-) -> NDArray[np.uint8]:
-    """[H, W] or [H, W, 2 to 4]: gray or RGB, then alpha."""
+def _channels(rgb: NDArray[Any], alpha: NDArray[np.uint8] | None, gray: bool) -> NDArray[Any]:
+    """[H, W] or [H, W, 2 to 4], of the type of `rgb`: gray or RGB, then alpha."""
     colour = rgb
     if gray:
-        colour = np.empty(rgb.shape[:2], np.uint8)
-        step = max(1, _STRIP // rgb.shape[1])
-        for top in range(0, rgb.shape[0], step):
-            total = rgb[top : top + step].sum(axis=2, dtype=np.uint16)
-            colour[top : top + step] = (total + 1) // 3
-    return colour if alpha is None else np.dstack([colour, alpha])
+        colour = np.empty(rgb.shape[:2], rgb.dtype)
+        for rows in _rows(rgb):
+            total = rgb[rows].sum(axis=2, dtype=np.uint32)
+            colour[rows] = (total + 1) // 3
+    if alpha is None:
+        return colour
+    return np.dstack([colour, alpha if rgb.dtype == np.uint8 else alpha.astype(np.uint16) * 257])
+
+
+def _rows(pixels: NDArray[Any], size: int = _STRIP) -> Iterator[slice]:
+    """The rows of [H, W, ...], in parts of about so many pixels."""
+    height, width = pixels.shape[:2]
+    step = max(1, size // width)
+    return (slice(top, top + step) for top in range(0, height, step))
+
+
+def _eight_bits(samples: NDArray[np.uint16], top: int = 65535) -> NDArray[np.uint8]:
+    """0..`top` to 0..255, rounded, of any shape [H, W, ...]; what is above it is `top`."""
+    levels = np.empty(samples.shape, np.uint8)
+    for rows in _rows(samples):
+        part = np.minimum(samples[rows], top).astype(np.uint32)
+        part *= 255
+        part += top // 2
+        part //= top
+        levels[rows] = part
+    return levels
+
+
+def _wide_png(picture: Picture, alpha: NDArray[np.uint8] | None, gray: bool) -> bytes:
+    """A PNG of 16 bits, with the metadata as Pillow writes it for a single pixel."""
+    like = BytesIO()
+    Image.new("L" if gray else "RGB", (1, 1)).save(like, "PNG", **_options(picture, "PNG", gray))
+    height, width, _ = picture.rgb.shape
+    strips = (
+        _channels(picture.rgb[rows], None if alpha is None else alpha[rows], gray)
+        for rows in _rows(picture.rgb, _WIDE_STRIP)
+    )
+    shaped = (strip.reshape(len(strip), width, -1) for strip in strips)
+    return png.compose(like.getvalue(), (width, height), shaped, _PNG_LEVEL)
 
 
 def _metadata_for(picture: Picture, format: str, gray: bool) -> dict[str, Any]:
