@@ -46,6 +46,9 @@ Progress = Callable[[float], None]  # is told the fraction that is done, 0 to 1
 _ONLY_READ = {  # suffixes of formats that image.write does not know
     *(".gif", ".jfif", ".jpe", ".jp2", ".j2k", ".jpx", ".dib", ".ico", ".pbm", ".pfm"),
     *(".qoi", ".tga", ".pcx", ".psd", ".apng", ".mpo", ".avifs"),
+    *(".heic", ".heif", ".heics", ".heifs", ".hif", ".jxl"),  # these, and RAW, need an extra
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".raf", ".rw2", ".pef"),
+    *(".srw", ".3fr", ".iiq", ".rwl", ".mrw", ".x3f"),
 }
 
 

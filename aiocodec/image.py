@@ -28,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from aiocodec import png, tiff
+from aiocodec import decoders, png, tiff
 from aiocodec.config import MAX_COMMENT, MAX_SIDE
 from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
 
-# What `read` tries, in this order. TGA has no signature, so that it comes last. A name is as Pillow
-# has it; MPO is a JPEG with further pictures in it.
+# What `read` tries. A name is as Pillow has it; MPO is a JPEG with further pictures in it. TGA has no
+# signature, so that it is the last that Pillow tries. Those that Pillow has not are tried before, as
+# most camera RAW begins as a TIFF does.
 FORMATS = (
     "PNG",
     "JPEG",
@@ -54,6 +55,7 @@ FORMATS = (
     "DDS",
     "QOI",
     "TGA",
+    *decoders.FORMATS,
 )
 MAX_EXIF = 1 << 20  # bytes; larger metadata is neither read nor written
 MAX_ICC = MAX_XMP = 1 << 24
@@ -130,7 +132,7 @@ _JPEG_LIMITS["comment"] = 65533
 # none that is worth a line, and get a generous one.
 _SMALL = 1 << 22
 _DENSITY = {"PNG": 8 * 1032, "JPEG": 512, "GIF": 2731, "BMP": 128, "DIB": 128, "PSD": 128}
-_DENSITY |= {"PPM": 8, "PCX": 256, "DDS": 2, "QOI": 64, "TGA": 128}
+_DENSITY |= {"RAW": 512, "PPM": 8, "PCX": 256, "DDS": 2, "QOI": 64, "TGA": 128}
 _DENSEST = 1 << 16
 
 _BITS_LOST = "samples of more than 8 bits are reduced to 8 bits"
@@ -170,12 +172,14 @@ class Picture:
 
 
 def kind(head: bytes) -> str | None:
-    """The name that Pillow has for the format of an image file which begins with `head`, as "PNG".
+    """The name of the format of an image file which begins with `head`, as "PNG" in FORMATS.
 
-    None where no format begins like that. The first 16 bytes decide, all further ones are welcome.
-    It is the signature alone that counts: the file may be damaged, or of a format that `read`
+    None where no format begins like that. The first 16 bytes decide, but for camera RAW, much of which
+    is a TIFF until its directories have been seen; all further ones are welcome. It is the signature alone that counts: the file may be damaged, or of a format that `read`
     refuses. Formats without a signature (TGA, for one) are never found.
     """
+    if (other := decoders.kind(head)) is not None:
+        return other
     for load_plugins in (Image.preinit, Image.init):  # the common formats first, it is cheaper
         load_plugins()
         for name in Image.ID:
@@ -206,6 +210,9 @@ def read(
       transparency are kept. Alpha that is 255 everywhere is no alpha.
     - A JPEG that ends early is decoded as far as it goes: the rest is gray or, where it is
       progressive, blurred. `strict` refuses it. All other formats are refused when they end early.
+    - HEIF, JPEG XL and camera RAW are read where the extras `heif`, `jxl` and `raw` are installed. RAW is
+      developed with the white balance of the camera, and never read as the small picture inside it. A
+      JPEG XL that was a JPEG is read as that JPEG.
     - EXIF of more than MAX_EXIF bytes, an ICC profile of more than MAX_ICC and XMP of more than
       MAX_XMP are left out, and so is an ICC profile that is damaged. The picture is read.
     - The density is that of the format (pHYs in PNG, JFIF in JPEG), or else that of the EXIF. 72 dpi, in
@@ -216,8 +223,9 @@ def read(
     lost is in the `warnings` of the picture: further frames, bits, colours, text, metadata.
 
     Raises ValueError for a name that is not in FORMATS, and ImageError for what is not an image of
-    these formats, is truncated, is damaged so that it cannot be decoded, or has more metadata than
-    can be taken apart in reasonable time. Raises LimitError, before decoding, for more than
+    these formats, is truncated, is damaged so that it cannot be decoded, needs an extra that is not
+    installed, or has more metadata than can be taken apart in reasonable time. Raises RuntimeMissing
+    where an extra cannot be loaded. Raises LimitError, before decoding, for more than
     `max_pixels` pixels, a side longer than 65535, or a file far too short for its size. One call at
     a time: Pillow's own pixel limit and Python's warnings are out of force for the whole process
     meanwhile.
@@ -389,6 +397,12 @@ def _chosen(formats: Sequence[str] | None) -> list[str]:
 
 def _decoded(data: bytes, wanted: list[str], max_pixels: int, mend: bool = False) -> Picture:
     """What `read` returns; raises whatever Pillow does. `mend` ends a JPEG where its data ends."""
+    name = decoders.kind(data)
+    if name is not None:
+        if name not in wanted:
+            raise ImageError(f"the format {name} is not among those to read")
+        return _foreign(name, data, max_pixels)
+    wanted = [name for name in wanted if name not in decoders.FORMATS]
     info: dict[str, Any] = {}
     notes: list[str] = []
     file: IO[bytes] = BytesIO(data)
@@ -448,10 +462,7 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
     density = _density(image, data, notes) or exif_density(exif)
     metadata = {"ICC profile": _metadata(image, "icc_profile"), "EXIF": exif, "XMP": xmp}
     metadata["comment"] = _metadata(image, "comment") or None
-    for name, value in metadata.items():
-        if value is not None and not 0 < len(value) <= _LIMITS[name]:
-            notes.append(_lost(name))
-            metadata[name] = None
+    metadata = _within_limits(metadata, notes)
     icc = metadata["ICC profile"]
     rgb, alpha = _pixels(image, depth, icc, orientation)
     if alpha is not None and alpha.min() == 255:
@@ -459,9 +470,8 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
     if image.mode in ("CMYK", "LAB"):
         notes.append(f"{image.mode} is converted to sRGB")
         icc = None
-    elif icc and icc[16:20] != b"RGB " and not (gray and icc[16:20] == b"GRAY"):
-        notes.append("the ICC profile is of other channels and left out")
-        icc = None
+    else:
+        icc = _fitting(icc, gray, notes)
     return Picture(
         rgb=rgb,
         alpha=alpha,
@@ -475,6 +485,114 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
         comment=metadata["comment"],
         warnings=tuple(notes),
     )
+
+
+def _within_limits(metadata: dict[str, bytes | None], notes: list[str]) -> dict[str, bytes | None]:
+    """The metadata without what is empty, which is how damage is told, or larger than its limit."""
+    kept = dict(metadata)
+    for name, value in metadata.items():
+        if value is not None and not 0 < len(value) <= _LIMITS[name]:
+            notes.append(_lost(name))
+            kept[name] = None
+    return kept
+
+
+def _fitting(icc: bytes | None, gray: bool, notes: list[str]) -> bytes | None:
+    """The profile, if it is one of the channels that the picture has."""
+    if icc and icc[16:20] != b"RGB " and not (gray and icc[16:20] == b"GRAY"):
+        notes.append("the ICC profile is of other channels and left out")
+        return None
+    return icc
+
+
+def _foreign(name: str, data: bytes, max_pixels: int) -> Picture:
+    """The picture in a file that Pillow does not read; raises whatever its decoder does."""
+
+    def admit(size: tuple[int, int]) -> None:
+        _check_size(size, max_pixels)
+        if size[0] * size[1] > max(_SMALL, len(data) * _DENSITY.get(name, _DENSEST)):
+            raise _too_dense(size[0] * size[1], data, max_pixels)
+
+    with _no_standard_error():
+        found = decoders.decode(name, data, admit)
+    if isinstance(found, bytes):
+        return _decoded(found, ["JPEG"], max_pixels)
+    notes = [note for count, what in found.left_out for note in _left_out(count, what)]
+    notes += [*found.notes, *_not_square(*found.aspect)]
+    exif = _photo_exif(found.tags, notes) if found.tags else _exif_block(found.exif)
+    turned, exif, xmp = _upright(exif, found.xmp)  # The pixels are upright, whatever these say.
+    gray = found.samples.shape[2] < 3
+    if found.deep:
+        notes.append(_BITS_LOST)
+    if found.space and _is_other_space(*found.space):
+        notes.append(_COLOUR_LOST)
+    metadata = _within_limits({"ICC profile": found.icc, "EXIF": exif, "XMP": xmp}, notes)
+    rgb, alpha = _unpacked(found)
+    return Picture(
+        rgb=rgb,
+        alpha=None if alpha is None or alpha.min() == 255 else alpha,
+        gray=gray,
+        sixteen_bit=found.deep,
+        oriented=found.oriented or turned != 1,
+        icc=_fitting(metadata["ICC profile"], gray, notes),
+        exif=metadata["EXIF"],
+        xmp=metadata["XMP"],
+        density=exif_density(metadata["EXIF"]),
+        warnings=tuple(notes),
+    )
+
+
+def _unpacked(found: decoders.Decoded) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """RGB [H, W, 3] and alpha [H, W], if any, in 8 bits, of what a decoder gave."""
+    height, width, channels = found.samples.shape
+    rgb = np.empty((height, width, 3), np.uint8)
+    alpha = np.empty((height, width), np.uint8) if channels in (2, 4) else None
+    colours = channels - (alpha is not None)
+    for rows in _rows(rgb):
+        part = found.samples[rows]
+        colour, opacity = part[..., :colours], part[..., colours:]
+        if found.premultiplied and alpha is not None:
+            share = np.maximum(opacity, np.finfo(np.float32).tiny) / np.float32(found.top)
+            colour = _finite(colour / share)
+            colour = colour if part.dtype.kind == "f" else np.minimum(colour, found.top)
+            colour = np.where(opacity > 0, colour, 0)
+        rgb[rows] = _to_eight_bits(colour, found.top)
+        if alpha is not None:
+            alpha[rows] = _to_eight_bits(opacity, found.top)[..., 0]
+    return rgb, alpha
+
+
+def _to_eight_bits(samples: NDArray[Any], top: float) -> NDArray[np.uint8]:
+    """0..`top` to 0..255, rounded."""
+    if samples.dtype == np.uint8:
+        return samples
+    if samples.dtype == np.uint16:
+        return _eight_bits(samples, int(top))
+    return (np.clip(_finite(samples) * (255 / top), 0, 255) + 0.5).astype(np.uint8)
+
+
+def _photo_exif(blocks: tuple[bytes, ...], notes: list[str]) -> bytes | None:
+    """The tags about the photograph in the blocks that a RAW file has, see `decoders.Decoded.tags`;
+    empty where they are malformed. The notes of the maker point into the file, and are left out."""
+    if not all(tiff.is_digestible(block) for block in blocks if len(block) >= 16):
+        return b""
+    try:
+        loaded = []
+        for block in blocks:
+            loaded.append(Image.Exif())
+            loaded[-1].load(block)
+        tags = _about_the_photo(loaded[0])
+        for tag, other in zip((ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo), loaded[1:], strict=False):
+            tags[tag] = dict(other)
+        details = dict(tags.get_ifd(ExifTags.IFD.Exif))
+        if details.pop(ExifTags.Base.MakerNote, None):
+            notes.append("the maker note in the EXIF is left out")
+        if details:
+            tags[ExifTags.IFD.Exif] = details
+        tags.bigtiff = False
+        return _exif_block(tags.tobytes()) if tags else None
+    except Exception:  # malformed tags raise anything, and must not cost the picture
+        return b""
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -620,7 +738,7 @@ def _converted(
     return np.asarray(strip.convert("RGB")), None  # P, RGBX, YCbCr, HSV
 
 
-def _finite(strip: Image.Image) -> NDArray[np.float32]:
+def _finite(strip: Image.Image | NDArray[Any]) -> NDArray[np.float32]:
     samples = np.asarray(strip)
     return np.where(np.isfinite(samples), samples, np.float32(0))
 

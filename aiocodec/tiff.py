@@ -19,7 +19,7 @@ _WIDTH, _LENGTH = 0x0100, 0x0101
 _PHOTOMETRIC = 0x0106
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _TILE_WIDTH, _TILE_LENGTH = 0x0142, 0x0143
-_LAYOUT = (0x0111, 0x0117, 0x0144, 0x0145)  # offsets and lengths of strips and tiles
+_LAYOUT = (0x0111, 0x0117, 0x0144, 0x0145)  # offsets and lengths of strips, then of tiles
 _SUB_IFDS = 0x014A
 _DNG_VERSION = 0xC612
 _SUBDIRECTORIES = (0x8769, 0x8825, 0xA005)  # of EXIF, GPS and interoperability
@@ -127,29 +127,42 @@ def is_raw(block: bytes) -> bool:
 
     The first picture of most of these is a small one to be shown, which is why it does not count.
     """
-    pending, seen = [], set[int]()
-    try:
-        pending.append(first_directory(block))
-    except struct.error:
-        return False
-    while pending and len(seen) < _MAX_DIRECTORIES:
-        at = pending.pop()
-        if not at or at in seen:
-            continue
-        seen.add(at)
+    for at in _directories(block):
         try:
-            for tag, kind, count, place in islice(entries(block, at), _MAX_TAGS):
+            for tag, kind, _, place in islice(entries(block, at), _MAX_TAGS):
                 if tag == _DNG_VERSION:
                     return True
                 if tag == _PHOTOMETRIC and number(block, kind, place) in _SENSOR:
                     return True
-                if tag == _SUB_IFDS and kind in _INTEGERS:
-                    step = _UNITS[kind]
-                    pending += [
-                        number(block, kind, place + step * i)
-                        for i in range(min(count, _MAX_DIRECTORIES))
-                    ]
-            pending.append(_next_directory(block, at))
+        except (struct.error, OverflowError):
+            pass
+    return False
+
+
+def ends_early(block: bytes) -> bool:
+    """Whether a RAW file ends before what the sensor saw does, by the directories that describe it."""
+    for at in _directories(block):
+        found: dict[int, tuple[int, int, int]] = {}
+        try:
+            for tag, kind, count, place in islice(entries(block, at), _MAX_TAGS):
+                found.setdefault(tag, (kind, count, place))
+            if _PHOTOMETRIC not in found:
+                continue
+            kind, _, place = found[_PHOTOMETRIC]
+            if number(block, kind, place) not in _SENSOR:
+                continue
+            for starts, lengths in (_LAYOUT[:2], _LAYOUT[2:]):
+                if starts in found and lengths in found:
+                    ends = map(
+                        sum,
+                        zip(
+                            _numbers(block, *found[starts]),
+                            _numbers(block, *found[lengths]),
+                            strict=False,
+                        ),
+                    )
+                    if max(ends, default=0) > len(block):
+                        return True
         except (struct.error, OverflowError):
             pass
     return False
@@ -185,6 +198,33 @@ def resolution(block: bytes) -> tuple[float, float, int] | None:
         pass
     x, y = sides.get(_X_RESOLUTION, 0), sides.get(_Y_RESOLUTION, 0)
     return (x, y, unit) if x > 0 and y > 0 and unit in (1, 2, 3) else None
+
+
+def _directories(block: bytes) -> Iterator[int]:
+    """Where the directories of a file begin, those below others too; at most _MAX_DIRECTORIES."""
+    pending, seen = [], set[int]()
+    try:
+        pending.append(first_directory(block))
+    except struct.error:
+        return
+    while pending and len(seen) < _MAX_DIRECTORIES:
+        at = pending.pop()
+        if not at or at in seen:
+            continue
+        seen.add(at)
+        yield at
+        try:
+            pending.append(_next_directory(block, at))
+            for tag, kind, count, place in islice(entries(block, at), _MAX_TAGS):
+                if tag == _SUB_IFDS:
+                    pending += islice(_numbers(block, kind, count, place), _MAX_DIRECTORIES)
+        except (struct.error, OverflowError):
+            pass
+
+
+def _numbers(block: bytes, kind: int, count: int, place: int) -> Iterator[int]:
+    """All whole numbers of a tag; struct.error where it has others, or is cut off."""
+    return (number(block, kind, place + _UNITS.get(kind, 1) * i) for i in range(count))
 
 
 def _form(block: bytes) -> tuple[str, bool]:

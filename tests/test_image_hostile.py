@@ -13,7 +13,10 @@ import time
 import zlib
 from collections.abc import Callable
 
+import brotli
 import numpy as np
+import pillow_heif
+import pillow_jxl  # noqa: F401  (which makes Pillow write JPEG XL, too)
 import pytest
 from PIL import Image, ImageCms, features
 
@@ -163,6 +166,51 @@ def icon(body: bytes) -> bytes:
     return b"\0\0\1\0\1\0\0\0\0\0" + struct.pack("<HHII", 1, 32, len(body), 22) + body
 
 
+def heif(pixels: np.ndarray = PIXELS) -> bytes:
+    out = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(out)
+    return out.getvalue()
+
+
+def large_heif() -> bytes:
+    data = bytearray(heif(np.zeros((64, 64, 3), np.uint8)))
+    at = data.index(b"ispe")
+    data[at + 8 : at + 16] = struct.pack(">II", SIDE, SIDE)
+    return bytes(data)
+
+
+def large_jxl() -> bytes:
+    """A square, all else as most pictures have it, and nothing after that."""
+    number = at = 0
+    for value, bits in ((0x0AFF, 16), (0, 1), (2, 2), (SIDE - 1, 18), (1, 3), (1, 1), (77, 64)):
+        number |= value << at
+        at += bits
+    return number.to_bytes(at // 8 + 1, "little")
+
+
+def boxed_jxl(*boxes: tuple[bytes, bytes]) -> bytes:
+    """A JPEG XL in a container, with boxes before its codestream."""
+    data = encoded(Image.fromarray(PIXELS), "JXL", use_container=True, lossless=True)
+    at = data.index(b"jxlc") - 4
+    more = (struct.pack(">I4s", len(body) + 8, name) + body for name, body in boxes)
+    return data[:at] + b"".join(more) + data[at:]
+
+
+def raw(*more: tuple[int, int, int, int | bytes], **changed: int) -> bytes:
+    """A DNG of nothing but a mosaic."""
+    unit = struct.pack("<18i", *(int(i % 8 == 0) for i in range(18)))
+    mosaic = bytes(range(256)) * 6
+    layout = {"width": 32, "height": 24, "bits": 16, "photometric": 32803, "rows": 24}
+    layout |= {"offset": 400, "length": len(mosaic)}
+    tags = [(33421, 3, 2, 0x20002), (33422, 1, 4, 0x02010100), (50706, 1, 4, 0x401)]
+    tags += [(50708, 2, 6, b"Maker\0"), (50721, 10, 9, unit), (50717, 4, 1, 65535)]
+    tags += [(271, 2, 6, b"Maker\0"), (272, 2, 6, b"Model\0"), *more]
+    head = tiff(*tags, **{**layout, **changed})
+    if len(head) <= 400:
+        return head.ljust(400, b"\0") + mosaic
+    return tiff(*tags, **{**layout, "offset": len(head), **changed}) + mosaic
+
+
 def many_directories() -> bytes:
     data = bytearray(tiff())
     struct.pack_into("<I", data, 8 + 2 + 12 * 9, len(data))
@@ -226,6 +274,15 @@ CLAIMS: dict[str, Callable[[], bytes]] = {
     "jpeg 2000": lambda: jpeg2000(SIDE),
     "jpeg 2000 of tiny tiles": lambda: jpeg2000(1),
     "avif": avif,
+    "heif": large_heif,
+    "jpeg xl": large_jxl,
+    "raw": lambda: raw(width=SIDE, height=SIDE, rows=SIDE),
+    "raw that says that it is whole": lambda: raw(
+        width=SIDE, height=SIDE, rows=SIDE, length=2 * SIDE * SIDE
+    ),
+    "raw with a large sensor": lambda: raw(
+        (50829, 4, 4, struct.pack("<4I", 0, 0, 8, 8)), width=SIDE, height=SIDE, rows=SIDE
+    ),
 }
 
 
@@ -299,6 +356,7 @@ def test_a_jpeg_has_a_hundred_scans_at_most() -> None:
         read(many_scans(100))
 
 
+BROTLI_BOMB = brotli.compress(bytes(1 << 26))
 LAYERS = struct.pack(">I", 6_000_000) + (b"8BIM\0\1\0\0" + bytes(4)) * 500_000
 
 # Small pictures with a lot around them, and how many MB more than the file they may take.
@@ -391,6 +449,25 @@ BURDENS: dict[str, tuple[Callable[[], bytes], int]] = {
     ),
     "a million frames": (
         lambda: gif(1)[:-1].replace(W, b"\4\0") + gif(1)[19:-1] * 10**6,
+        10,
+    ),
+    "boxes of Brotli for 64 MiB": (
+        lambda: boxed_jxl((b"brob", b"Exif" + BROTLI_BOMB), (b"brob", b"xml " + BROTLI_BOMB)),
+        60,
+    ),
+    "many boxes of Brotli": (lambda: boxed_jxl(*[(b"brob", b"Exif" + BROTLI_BOMB)] * 1000), 60),
+    "a million boxes": (lambda: boxed_jxl(*[(b"free", b"")] * 10**6), 10),
+    "a million directories below": (
+        lambda: raw((330, 4, 10**6, struct.pack("<I", 8) * 10**6)),
+        10,
+    ),
+    "directories of a RAW file in circles": (
+        lambda: raw((330, 4, 2, struct.pack("<2I", 8, 8)), (0x8769, 4, 1, 8)),
+        10,
+    ),
+    "a million strips of a sensor": (lambda: raw((279, 4, 10**6, bytes(4 * 10**6))), 10),
+    "large fractions in a RAW file": (
+        lambda: raw((33434, 5, 1 << 18, b"\1\0\0\0\2\0\0\0" * (1 << 18))),
         10,
     ),
     "half a million resources": (
@@ -602,6 +679,16 @@ def seeds() -> dict[str, list[bytes]]:
     for mode in ("L", "P", "RGB", "RGBA"):
         add("TGA", with_alpha.convert(mode))
         add("TGA", with_alpha.convert(mode), compression="tga_rle")
+    for mode in ("L", "RGB", "RGBA"):
+        file = pillow_heif.from_pillow(with_alpha.convert(mode))
+        file.add_from_pillow(gray)
+        out = io.BytesIO()
+        file.save(out, exif=b"Exif\0\0" + exif(2, 4), xmp=xmp, thumbnails=[8], chroma=444)
+        found["HEIF"].append(out.getvalue())
+    for mode in ("L", "RGB", "RGBA"):
+        add("JXL", with_alpha.convert(mode), lossless=mode == "L")
+    add("JXL", image, xmp=xmp, exif=exif(2, 4), compress_metadata=True)
+    found["RAW"].append(raw())
     return found
 
 

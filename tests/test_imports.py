@@ -26,7 +26,8 @@ LAYERS = [
     {"entropy.model"},
     {"layers", "entropy.passes", "training.config"},
     {"container", "loading", "rangecoder", "image", "metrics", "degrade"},
-    {"png", "tiff"},
+    {"decoders", "png"},
+    {"tiff"},
     {"config", "errors", "memory", "signals"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
