@@ -23,6 +23,7 @@ with instrumented():
         pack,
         pack_latents,
         unpack,
+        unpack_density,
         unpack_latents,
     )
     from aiocodec.errors import AicError
@@ -94,6 +95,8 @@ def whole(data):
         icc=container.get(ChunkType.ICC),
         exif=container.get(ChunkType.EXIF),
         xmp=container.get(ChunkType.XMP),
+        density=unpack_density(container.get(ChunkType.DENSITY) or b""),
+        comment=container.get(ChunkType.COMMENT),
     )
     with suppress(AicError):
         written = write(picture, FORMATS[zlib.crc32(data) % len(FORMATS)])

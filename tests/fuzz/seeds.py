@@ -1,16 +1,28 @@
 """Writes the corpus anew: `python tests/fuzz/seeds.py`. Nothing in it is anybody's: golden files of the
-repository, and small pictures made here, in every format that the installed Pillow writes."""
+repository, and small pictures made here, in every format that the installed Pillow writes, in HEIF and
+JPEG XL, and as what a sensor saw."""
 
 import shutil
+import struct
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
+import pillow_jxl  # noqa: F401  (which makes Pillow write JPEG XL, too)
 from driver import CORPUS
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, PngImagePlugin, features
 
-from aiocodec.container import ChunkType, Flags, Header, Latents, pack, pack_latents
+from aiocodec.container import (
+    ChunkType,
+    Flags,
+    Header,
+    Latents,
+    pack,
+    pack_density,
+    pack_latents,
+)
 from aiocodec.image import pack_alpha
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,6 +61,10 @@ def pictures():
     """(name, bytes) in many formats; those that this Pillow cannot write are left out."""
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     whole = {"exif": exif(), "icc_profile": icc}
+    said = {"dpi": (300, 150), "comment": b"a remark"}
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "a remark", zip=True)
+    pillow_heif.register_heif_opener()
     frames = [picture("RGB"), picture("RGB").rotate(180)]
     more = {"save_all": True, "append_images": frames[1:]}
     for name, mode, format, options in (
@@ -62,6 +78,14 @@ def pictures():
         ("bit", "1", "PNG", {}),
         ("deep", "I;16", "PNG", {}),
         ("frames", "RGB", "PNG", more),
+        ("said", "RGB", "PNG", {"dpi": (300, 150), "pnginfo": text}),
+        ("said", "RGB", "JPEG", said),
+        ("said", "P", "GIF", said),
+        ("rgb", "RGB", "HEIF", {}),
+        ("alpha", "RGBA", "HEIF", {"exif": exif(), "xmp": XMP}),
+        ("frames", "RGB", "HEIF", {**more, "thumbnails": [6]}),
+        ("rgb", "RGB", "JXL", {}),
+        ("alpha", "RGBA", "JXL", {"exif": exif(), "xmp": XMP, "compress_metadata": True}),
         ("rgb", "RGB", "JPEG", {}),
         ("whole", "RGB", "JPEG", {**whole, "progressive": True, "xmp": XMP}),
         ("gray", "L", "JPEG", {}),
@@ -119,6 +143,21 @@ def pictures():
             image.save(out, format, **options)
             if out.tell() < 8000:
                 yield f"{name}.{format.lower()}", out.getvalue()
+    yield "sensor.dng", sensor()
+
+
+def sensor(width=32, height=24):
+    """A DNG of nothing but a mosaic of 16 bits; LibRaw takes none with a side below 22."""
+    levels = np.linspace(500, 60000, width * height).astype("<u2").tobytes()
+    unit = struct.pack("<18i", *(int(i % 8 == 0) for i in range(18)))
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 16), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, 32803), (271, 2, 4, 0x004B414D), (272, 2, 4, 0x00444F4D)]
+    entries += [(273, 4, 1, 400), (274, 3, 1, 6), (277, 3, 1, 1), (278, 4, 1, height)]
+    entries += [(279, 4, 1, len(levels)), (33421, 3, 2, 0x20002), (33422, 1, 4, 0x02010100)]
+    entries += [(50706, 1, 4, 0x401), (50717, 4, 1, 65535), (50721, 10, 9, 300)]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4)
+    return head.ljust(300, b"\0") + unit.ljust(100, b"\0") + levels
 
 
 def containers():
@@ -136,12 +175,14 @@ def containers():
         (ChunkType.ICC, icc),
         (ChunkType.XMP, XMP),
         (ChunkType.PROVENANCE, b"nano aiocodec/0.1.0"),
+        (ChunkType.DENSITY, pack_density((11811, 5906))),
+        (ChunkType.COMMENT, "\u00e9t\u00e9".encode()),
         (0xF0, b"unknown"),
         (0xF0, b""),
     ]
     header = Header(50, 9, 7, b"finger\0\xff", flags)
     yield "whole.aic", pack(header, chunks)
-    for kind, payload in (*chunks[:1], *chunks[2:5]):
+    for kind, payload in (*chunks[:1], *chunks[2:5], *chunks[6:8]):
         yield f"{kind:02x}.aic", pack(header, [chunks[1], (kind, payload)])
     yield "empty.aic", pack(header, [chunks[1]])
     yield "gray.aic", pack(Header(0, 1, 1, bytes(8), Flags.GRAY), [chunks[1], chunks[3]])
