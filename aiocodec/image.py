@@ -467,6 +467,8 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
     rgb, alpha = _pixels(image, depth, icc, orientation)
     if alpha is not None and alpha.min() == 255:
         alpha = None
+    if image.format == "AVIF" and not icc and _is_other_space(*_avif_space(data)):
+        notes.append(_COLOUR_LOST)
     if image.mode in ("CMYK", "LAB"):
         notes.append(f"{image.mode} is converted to sRGB")
         icc = None
@@ -623,6 +625,13 @@ def _depth(image: Image.Image, data: bytes) -> int:
     if image.format == "JPEG2000" and (at := data.find(b"\xff\x4f\xff\x51", 0, 1 << 16)) >= 0:
         return 16 if (data[at + 42] & 0x7F) > 7 else 8
     return 8
+
+
+def _avif_space(data: bytes) -> tuple[int, int]:
+    """Codes of primaries and transfer in H.273 that an AVIF file has; 2, unknown, where it has none."""
+    at = data.find(b"colrnclx", 0, 1 << 16)
+    found: tuple[int, int] = struct.unpack(">HH", data[at + 8 : at + 12]) if at >= 0 else (2, 2)
+    return found
 
 
 def _tiff_depth(image: TiffImagePlugin.TiffImageFile) -> int:

@@ -256,6 +256,16 @@ def test_colours_that_are_not_those_of_srgb_are_said():
         assert read(png(*said)).warnings == ()
 
 
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow has no AVIF")
+def test_colours_of_avif_that_are_not_those_of_srgb_are_said():
+    words = ("the colour space is left out, which is not sRGB and not an ICC profile",)
+    data = encoded("AVIF")
+    at = data.index(b"colrnclx") + 8
+    for primaries, transfer, expected in ((9, 16, words), (12, 13, words), (1, 13, ()), (1, 1, ())):
+        space = struct.pack(">HH", primaries, transfer)
+        assert read(data[:at] + space + data[at + 4 :]).warnings == expected
+
+
 def test_what_editors_and_cameras_put_into_a_jpeg_is_said():
     resources = (0xED, b"Photoshop 3.0\x008BIM\x04\x04" + bytes(8))
     assert read(jpeg(resources, resources)).warnings == ("the IPTC data is left out",)
