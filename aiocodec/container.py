@@ -196,6 +196,16 @@ def unpack(data: bytes, *, max_pixels: int = DECODED_MAX_PIXELS) -> Container:
     return Container(header, tuple(chunks))
 
 
+def unpack_header(data: bytes) -> tuple[Header, int]:
+    """The header with which `data` begins, and how many bytes the file has by it.
+
+    Raises VersionError for a version or a critical flag that is not known, BitstreamError for all other
+    faults. Nothing behind the header is looked at, nor is the number of pixels.
+    """
+    header, body_length = _unpack_header(data)
+    return header, HEADER_SIZE + body_length
+
+
 def pack_latents(latents: Latents) -> bytes:
     """Return the payload for a file of version 1 if `latents.z_crc` is None, else of version 2.
 
