@@ -1,9 +1,12 @@
-"""Image files <-> uint8 pixels [H, W, 3] and metadata. All that aiocodec knows of Pillow is here.
+"""Image files <-> uint8 pixels [H, W, 3] and metadata. All that aiocodec knows of Pillow is here,
+and in the plugin that Pillow knows aiocodec by, pillow.py.
 
 `read` takes the formats of FORMATS and makes of them what a viewer would show: 8-bit RGB, turned
 upright, the first frame of several. `write` takes such a picture to PNG, JPEG, WebP, TIFF, BMP, PPM
 or AVIF, in 16 bits to PNG, and `losses` says what it leaves out. `pack_alpha` and `unpack_alpha` are the lossless form
 that a transparency plane has inside an .aic file.
+
+`from_pillow` and `to_pillow` are for images that Pillow holds, without a file.
 
 Any file may come from a stranger, and so may the metadata of any Picture: see docs/security.md.
 """
@@ -16,7 +19,7 @@ import threading
 import warnings
 import zlib
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
@@ -344,6 +347,74 @@ def format_of(path: str) -> str:
     except KeyError:
         known = " ".join(_FORMATS)
         raise OutputError(f"unknown image suffix {suffix!r}; known are {known}") from None
+
+
+def from_pillow(
+    image: Image.Image, *, upright: bool = True, metadata: Mapping[str, Any] | None = None
+) -> Picture:
+    """The current frame of an image that Pillow holds in memory or has opened, as `read` makes it.
+
+    The mode may be any. `sixteen_bit`, and colour keys of fewer or more than 8 bits, are known of an
+    image that is not loaded yet; later Pillow does not tell. The image stays as it is, but that it is
+    loaded.
+
+    Args:
+        upright: turn the pixels as the EXIF (or XMP) orientation says, and set that to 1. Otherwise
+            neither pixels nor metadata change, which is what Pillow's encoders do. (A TIFF is turned
+            by Pillow itself, when it is loaded.)
+        metadata: what has "icc_profile", "exif" and "xmp", as bytes, instead of `image.info`; a TIFF
+            that is opened has its EXIF elsewhere, where it is found too.
+
+    Raises ImageError for an image without pixels, one that is closed, or one whose file cannot be
+    decoded; LimitError for a side longer than 65535, and where memory does not suffice.
+    """
+    if 0 in image.size:
+        raise ImageError(f"an image of {image.width}x{image.height} pixels has nothing to code")
+    _check_size(image.size, image.width * image.height)
+    try:
+        raw = _raw_mode(image)
+        oriented = False
+        if upright and isinstance(image, TiffImagePlugin.TiffImageFile):
+            oriented = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        image.load()
+        info: dict[Any, Any] = dict(image.info if metadata is None else metadata)
+        if metadata is None and "exif" not in info:
+            info["exif"] = _exif_of_tiff(image)
+        return _picture_in_memory(image, raw, info, upright, oriented)
+    except AicError:
+        raise
+    except MemoryError as error:
+        raise LimitError("not enough memory to convert the image") from error
+    except Exception as error:  # Pillow's decoders raise nearly everything
+        raise ImageError(f"the image cannot be decoded: {_one_line(error)}") from error
+
+
+def to_pillow(picture: Picture) -> Image.Image:
+    """The picture as an image of mode L, LA, RGB or RGBA, in memory of its own.
+
+    Its info has "icc_profile", "exif" (with the prefix that Pillow's own plugins give it) and "xmp", of
+    these what the picture has. A gray picture becomes the rounded mean of its channels, and 16 bits
+    are scaled to 8 with rounding.
+    """
+    rgb = picture.rgb
+    if rgb.dtype == np.uint16:
+        height, width, _ = rgb.shape
+        rgb = np.empty((height, width, 3), np.uint8)
+        step = max(1, _STRIP // width)
+        for top in range(0, height, step):
+            wide = picture.rgb[top : top + step].astype(np.uint32)
+            rgb[top : top + step] = (wide * 255 + 32767) // 65535
+    image = Image.fromarray(_channels(rgb, picture.alpha, picture.gray))
+    image.info = {
+        name: value
+        for name, value in (
+            ("icc_profile", picture.icc),
+            ("exif", picture.exif and _EXIF_PREFIX + picture.exif),
+            ("xmp", picture.xmp),
+        )
+        if value
+    }
+    return image
 
 
 def pack_alpha(alpha: NDArray[np.uint8]) -> bytes:
@@ -1293,6 +1364,84 @@ def _parsed(exif: bytes) -> Image.Exif:
     except Exception:  # malformed tags raise anything, and must not cost the picture
         return Image.Exif()
     return tags
+
+
+# --- images without a file
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the samples lie in the file of an image that is not loaded yet, "RGB;16B" for example; empty
+    where that is not known."""
+    for _, _, _, arguments in getattr(image, "tile", ()):
+        raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        return raw if isinstance(raw, str) else ""
+    return ""
+
+
+def _exif_of_tiff(image: Image.Image) -> bytes | None:
+    """As `_tiff_exif`, of an image whose own tags stay as they are; None for one that is no TIFF."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    try:
+        tags, kept = image.getexif(), Image.Exif()
+        kept.endian, directories = tags.endian, (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+        for tag in _PHOTO_TAGS.intersection(tags):
+            kept[tag] = dict(tags.get_ifd(tag)) if tag in directories else tags[tag]
+        return kept.tobytes() if kept else None
+    except Exception:  # malformed tags raise anything, and must not cost the picture
+        return b""
+
+
+def _picture_in_memory(
+    image: Image.Image, raw: str, info: dict[Any, Any], upright: bool, oriented: bool
+) -> Picture:
+    """What `from_pillow` returns of a loaded image; `oriented` where Pillow has turned it."""
+    samples = re.match(r"(?:I|L|LA|RGB|RGBA|RGBX);(\d+)", raw)
+    depth = int(samples[1]) if samples else 8
+    if image.mode == "RGB":
+        key = image.info.get("transparency")
+        depth = 16 if isinstance(key, tuple) and max(key) > 255 else max(depth, 8)
+    gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    gray = gray or raw.startswith("LA;")  # with 16 bits, which Pillow gives as RGBA
+    wide = depth > 8 or image.mode.startswith("I") or image.mode == "F"
+    notes = ["samples of more than 8 bits are reduced to 8 bits"] if wide else []
+    icc, exif, xmp = (_bytes_of(info.get(key)) for key in ("icc_profile", "exif", "xmp"))
+    exif, orientation = _exif_block(exif), 1
+    if upright and not isinstance(image, TiffImagePlugin.TiffImageFile):
+        orientation, exif, xmp = _upright(exif, xmp)
+    found = {"ICC profile": icc, "EXIF": exif, "XMP": xmp}
+    for name, value in found.items():
+        if value is not None and not 0 < len(value) <= _LIMITS[name]:
+            notes.append(_lost(name))
+            found[name] = None
+    icc = found["ICC profile"]
+    rgb, alpha = _pixels(image, depth, icc, orientation)
+    if alpha is not None and alpha.min() == 255:
+        alpha = None
+    if image.mode in ("CMYK", "LAB"):
+        notes.append(f"{image.mode} is converted to sRGB")
+        icc = None
+    elif icc and icc[16:20] != b"RGB " and not (gray and icc[16:20] == b"GRAY"):
+        notes.append("the ICC profile is of other channels and left out")
+        icc = None
+    return Picture(
+        rgb=rgb,
+        alpha=alpha,
+        gray=gray,
+        sixteen_bit=wide,
+        oriented=oriented or orientation != 1,
+        icc=icc,
+        exif=found["EXIF"],
+        xmp=found["XMP"],
+        warnings=tuple(notes),
+    )
+
+
+def _bytes_of(value: object) -> bytes | None:
+    """Metadata that was found in an info; empty where it is malformed, None where there is none."""
+    if isinstance(value, str):
+        value = value.encode(errors="replace")
+    return (value if isinstance(value, bytes) else b"") if value else None
 
 
 # --- Pillow's manners
