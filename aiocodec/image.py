@@ -437,20 +437,18 @@ def unpack_alpha(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
         raise BitstreamError("the alpha plane is truncated")
     try:
         file, _, _ = _png(data)
-        with _quiet_pillow(width * height), Image.open(file, formats=["PNG"]) as image:
+        # Neither opened nor cropped, at which Pillow looks at a limit that belongs to the process.
+        with PngImagePlugin.PngImageFile(file) as image:
             image.load()
             if image.mode != "L" or image.size != (width, height):
                 raise BitstreamError("the alpha plane is not plain gray")
-            alpha = np.empty((height, width), np.uint8)
-            for rows, strip in _strips(image):
-                alpha[rows] = np.asarray(strip)
+            return np.array(image)
     except BitstreamError:
         raise
     except MemoryError as error:
         raise LimitError("not enough memory to decode the alpha plane") from error
     except Exception as error:
         raise BitstreamError(f"the alpha plane is damaged: {_one_line(error)}") from error
-    return alpha
 
 
 # --- reading

@@ -3,17 +3,18 @@
 import copy
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from aiocodec import image as images
 from aiocodec.config import MAX_SIDE
 from aiocodec.errors import ImageError, LimitError
-from aiocodec.image import Picture, from_pillow, read, to_pillow
+from aiocodec.image import Picture, from_pillow, pack_alpha, read, to_pillow, unpack_alpha
 
 HEIGHT, WIDTH = 9, 11
 RNG = np.random.default_rng(3)
@@ -266,3 +267,21 @@ def test_sixteen_bits_are_scaled_with_rounding() -> None:
         image = to_pillow(Picture(rgb=wide, gray=gray))  # type: ignore[arg-type]
         levels = np.asarray(image).reshape(256, 256, -1)
         assert (levels == np.round(values / 257)[..., None]).all()
+
+
+def test_alpha_is_unpacked_whatever_the_limit_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it touch that limit, which other threads open images by."""
+    packed, seen = pack_alpha(ALPHA), []
+    load = PngImagePlugin.PngImageFile.load
+
+    def watched(image: PngImagePlugin.PngImageFile):
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        return load(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", watched)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alpha = unpack_alpha(packed, WIDTH, HEIGHT)
+    assert np.array_equal(alpha, ALPHA)
+    assert set(seen) == {1}
