@@ -12,7 +12,7 @@ LAYERS = [
     {"__main__"},
     {"cli.main"},
     {"cli.coding", "cli.doctor", "cli.evaluate", "cli.info", "cli.train"},
-    {"cli.options", "cli.report"},
+    {"cli.options", "cli.report", "pillow"},
     {"batch"},
     {"files"},
     {"doctor", "training.benchmark", "training.loop", "training.release"},
