@@ -9,6 +9,7 @@
     │   └── RuntimeMissing            PyTorch or another library cannot be loaded
     ├── LimitError                6   more pixels, bytes or memory than allowed
     ├── OutputError               7   the output exists or cannot be written
+    │   └── BrokenPipe          141   whoever read the output has stopped; nothing is said of it
     ├── BatchError                8   some files of a batch failed, the others are done
     ├── TrainingError             9   training cannot go on; the last checkpoint is good
     │   └── Diverged                  the loss exploded or stopped being a number
@@ -68,6 +69,13 @@ class OutputError(AicError):
     """The output exists already or cannot be written."""
 
     exit_code = 7
+
+
+class BrokenPipe(OutputError):
+    """Whoever read the output has stopped reading, as `head` does. The exit code is what a shell has for
+    a process that SIGPIPE ended."""
+
+    exit_code = 141
 
 
 class BatchError(AicError):

@@ -16,7 +16,14 @@ from typing import IO, BinaryIO
 
 from aiocodec import signals
 from aiocodec.container import HEADER_SIZE, MAGIC
-from aiocodec.errors import AicError, BitstreamError, ImageError, LimitError, OutputError
+from aiocodec.errors import (
+    AicError,
+    BitstreamError,
+    BrokenPipe,
+    ImageError,
+    LimitError,
+    OutputError,
+)
 from aiocodec.loading import loading
 
 MAX_FILE_BYTES = 1 << 30
@@ -145,7 +152,7 @@ def _kind(head: bytes) -> str | None:
 def check_output(path: str, force: bool) -> None:
     """OutputError where `path`, or stdout for "-", is not a place that `write` may write to."""
     if path == "-":
-        if sys.stdout is None:
+        if sys.stdout is None or not sys.stdout.writable():
             raise OutputError("stdout is closed")
         if sys.stdout.isatty() and not force:
             raise OutputError("stdout is a terminal; --force writes there all the same")
@@ -176,6 +183,11 @@ def is_stdout(path: str) -> bool:
     return path == "-" or _descriptor(path) == 1
 
 
+def is_stream(path: str) -> bool:
+    """Whether `path` is "-" or a descriptor of this process: a file without a name of its own."""
+    return path == "-" or _descriptor(path) is not None
+
+
 def write(path: str, data: bytes, *, force: bool = False) -> None:
     """Write a whole file or none, into a temporary file beside it that is synced before it takes the
     name; symbolic links are followed. Special files, see `is_special`, are written in place.
@@ -186,7 +198,7 @@ def write(path: str, data: bytes, *, force: bool = False) -> None:
     the owner, as when `cp` writes into a file. Other hard links keep the old content; extended
     attributes and access lists are not taken over. A new file has the permissions that umask leaves.
 
-    Raises OutputError where that cannot be done.
+    Raises OutputError where that cannot be done, BrokenPipe where nobody reads what is written.
     """
     check_output(path, force)
     if path == "-":
@@ -195,7 +207,7 @@ def write(path: str, data: bytes, *, force: bool = False) -> None:
             sys.stdout.buffer.flush()
         except OSError as fault:
             abandon(sys.stdout)
-            raise OutputError(f"stdout cannot be written: {fault.strerror}") from None
+            raise unwritable("stdout", fault) from None
         return
     descriptor = _descriptor(path)
     try:
@@ -210,7 +222,13 @@ def write(path: str, data: bytes, *, force: bool = False) -> None:
         else:
             _publish(path, data, force)
     except OSError as fault:
-        raise OutputError(f"{path} cannot be written: {fault.strerror}") from None
+        raise unwritable(path, fault) from None
+
+
+def unwritable(what: str, fault: OSError) -> OutputError:
+    """The error for what failed while `what` was written."""
+    kind = BrokenPipe if isinstance(fault, BrokenPipeError) else OutputError
+    return kind(f"{what} cannot be written: {fault.strerror}")
 
 
 def sweep(path: str, prefix: str) -> None:

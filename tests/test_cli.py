@@ -762,8 +762,13 @@ def test_broken_streams_of_real_processes(folder: Path) -> None:
         (f"{aic} encode x.png - > /dev/full", 7, "aic: x.png: stdout cannot be written: No space"),
         (f"{aic} info x.aic > /dev/full", 7, "aic: stdout cannot be written: No space"),
         (f"{aic} --help > /dev/full", 7, "aic: stdout: No space"),
-        (f"{aic} encode x.png - | true", 7, "aic: x.png: stdout cannot be written: Broken pipe"),
         (f"{aic} encode x.png - >&-", 7, "aic: x.png: stdout is closed"),
+        (f"{aic} encode x.png /dev/stdout >&-", 7, "aic: x.png: /dev/stdout cannot be written: "),
+        (f"{aic} encode x.png -f --json >&-", 7, "aic: stdout is closed"),
+        (f"{aic} info x.aic >&-", 7, "aic: stdout is closed"),
+        (f"{aic} info >&-", 2, "aic: give either files or --model NAME"),
+        (f"{aic} --help >&-", 7, "aic: stdout is closed"),
+        (f"{aic} --version >&-", 7, "aic: stdout is closed"),
         (f"{aic} info missing 2> /dev/full", 4, None),
         (f"{aic} info missing 2>&-", 4, None),
     ):
@@ -771,6 +776,68 @@ def test_broken_streams_of_real_processes(folder: Path) -> None:
         assert result.returncode == code, command
         if line is not None:
             assert re.fullmatch(re.escape(line) + r"[^\n]*\n", result.stderr.decode()), command
+
+
+@pytest.mark.skipif(not Path("/dev/fd/1").exists(), reason="needs /dev/fd")
+def test_a_broken_pipe_is_silent(folder: Path) -> None:
+    """The code is that of a process which SIGPIPE ended, and nothing is said."""
+    Path("stubbed.py").write_text(STUBBED.format(tests=str(Path(__file__).parent)))
+    Path("x.aic").write_bytes(container())
+    aic = f"{sys.executable} stubbed.py"
+    for command in (
+        "encode x.png -",
+        "encode x.png --force --json",
+        "encode x.png /dev/stdout",
+        "decode x.aic -",
+        "info x.aic x.aic x.aic",
+        "info --json x.aic",
+        "--help",
+        "encode --help",
+        "--version",
+    ):
+        # the reader is gone when anything is written, as it may be with head
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [*aic.split(), *command.split()], stdout=write, stderr=subprocess.PIPE
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, b""), command
+    assert names(folder) == {"x.png", "x.aic", "stubbed.py"}
+
+
+@pytest.mark.skipif(not Path("/dev/fd/1").exists(), reason="needs /dev/fd")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("{aic} encode x.png >(cat > y); wait $!", 0),
+        ("{aic} encode x.png /dev/stdout | cat > y", 0),
+        ("{aic} encode x.png /dev/fd/3 3> y", 0),
+        ("{aic} encode x.png /proc/self/fd/3 3> y", 0),
+        ("{aic} encode <(cat x.png) y", 0),
+        ("{aic} encode <(cat x.png) > y", 0),
+        ("cat x.png | {aic} encode /dev/stdin > y", 0),
+        ("{{ {aic} encode x.png /dev/stdout; echo more; }} > y; head -c -5 y > z; mv z y", 0),
+        ("{aic} encode <(cat x.png) --out-dir out", 2),
+        ("{aic} encode x.png /dev/fd/9", 7),
+        ("{aic} encode x.png /dev/fd/3 3< x.png", 7),
+    ],
+)
+def test_what_shells_make_of_streams(command: str, code: int, folder: Path) -> None:
+    Path("stubbed.py").write_text(STUBBED.format(tests=str(Path(__file__).parent)))
+    picture = (folder / "x.png").read_bytes()
+    command = command.format(aic=f"{sys.executable} stubbed.py")
+    done = subprocess.run(
+        ["bash", "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (folder / "x.png").read_bytes() == picture
+    if code:
+        assert names(folder) == {"x.png", "stubbed.py"}
+    else:
+        assert names(folder) == {"x.png", "stubbed.py", "y"}
+        assert (folder / "y").read_bytes() == container()
 
 
 # --------------------------------------------------------------------------- signals

@@ -14,7 +14,7 @@ from aiocodec.cli.options import EPILOG, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_QUALITY
 from aiocodec.errors import OutputError
-from aiocodec.files import identity, is_stdout
+from aiocodec.files import identity, is_stdout, is_stream
 from aiocodec.loading import loading
 
 
@@ -54,8 +54,8 @@ def encode(
 ) -> None:
     """Encode photographs to .aic files.
 
-    IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .aic. Several
-    inputs, and folders with -r, need --out-dir.
+    IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .aic, or stdout where
+    IN is a stream. Several inputs, and folders with -r, need --out-dir.
     """
     if sum(goal is not None for goal in (quality, target_bpp, max_bytes)) > 1:
         raise click.UsageError("--quality, --target-bpp and --max-bytes exclude each other")
@@ -83,8 +83,8 @@ def encode(
 def decode(paths: tuple[str, ...], format_name: str | None, **options: Any) -> None:
     """Decode .aic files to pictures.
 
-    IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .png; its suffix
-    names the format. Several inputs, and folders with -r, need --out-dir.
+    IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .png, or stdout where
+    IN is a stream; its suffix names the format. Several inputs, and folders with -r, need --out-dir.
     """
     suffix: str | None = f".{format_name.lower()}" if format_name else ".png"
     with loading("numpy"):
@@ -123,8 +123,9 @@ def _code(
             raise click.UsageError(f"{path} is a folder; -r (--recursive) takes the files in it")
     if out_dir is None:
         todo = [_single(paths, work)]
-    elif "-" in paths:
-        raise click.UsageError("stdin cannot be combined with --out-dir")
+    elif stream := next(filter(is_stream, paths), None):
+        what = "stdin" if stream == "-" else f"{stream}, which has no name,"
+        raise click.UsageError(f"{what} cannot be combined with --out-dir")
     else:
         todo = spread(paths, out_dir, work, recursive=recursive)
     todo = guard(todo)
@@ -170,7 +171,7 @@ def _single(paths: tuple[str, ...], work: Work) -> Job:
     if len(paths) == 2:
         return Job(source, paths[1])
     suffix = work.output_suffix()
-    return Job(source, "-" if source == "-" else os.path.splitext(source)[0] + suffix)
+    return Job(source, "-" if is_stream(source) else os.path.splitext(source)[0] + suffix)
 
 
 def _lines(row: Row, verbose: bool) -> list[str]:

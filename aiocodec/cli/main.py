@@ -6,6 +6,7 @@ start at once.
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,7 +21,7 @@ from aiocodec.cli.info import info
 from aiocodec.cli.options import EPILOG, EXIT_CODES
 from aiocodec.cli.report import say
 from aiocodec.cli.train import train
-from aiocodec.errors import OutputError, as_aic_error
+from aiocodec.errors import BrokenPipe, OutputError, as_aic_error
 from aiocodec.files import abandon
 
 
@@ -39,20 +40,34 @@ for command in (encode, decode, info, evaluate, train, doctor):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `aic` and exit; every error becomes one line on stderr and one of EXIT_CODES."""
     signals.install()
+    _take_closed_places()
+    if sys.stdout is None:  # click prints nothing then, and is content; here it is an error
+        sys.stdout = open(os.devnull)  # noqa: SIM115 (as long as the process)
+    stdout = sys.stdout
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(args, standalone_mode=False) or 0
+        code = cli.main(args, prog_name="aic", standalone_mode=False) or 0
     except signals.Stopped as stopped:
         signals.undo()
         code = stopped.code
         say(f"aic: {EXIT_CODES[code]}", err=True)
+    except BrokenPipe as error:
+        code = error.exit_code
+    except SystemExit:
+        if sys.stdout is stdout:  # it was a shell that wanted to complete a word
+            raise
+        abandon(stdout)  # click was printing when the pipe broke, and has put its own stream there
+        code = BrokenPipe.exit_code
     except click.UsageError as error:
         code = error.exit_code
         command = error.ctx.command_path if error.ctx else "aic"
         say(f"aic: {error.format_message()} (see {command} --help)", err=True)
     except Exception as fault:
-        if isinstance(fault, OSError) and fault.errno:
+        if isinstance(fault, io.UnsupportedOperation) and not stdout.writable():
+            code = OutputError.exit_code
+            say("aic: stdout is closed", err=True)
+        elif isinstance(fault, OSError) and fault.errno:
             # click was printing help, or training writing its files
             code = OutputError.exit_code
             if not fault.filename:
@@ -63,3 +78,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             code = reason.exit_code
             say(f"aic: {reason}", err=True)
     sys.exit(code)
+
+
+def _take_closed_places() -> None:
+    """Let /dev/null have the descriptors of stdin, stdout and stderr that are closed: the next file to be
+    opened would get them, and what is meant for a stream would land in it. It is opened for what the
+    stream is not, so that using it is an error still."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if descriptor else os.O_WRONLY)

@@ -9,6 +9,7 @@ import click
 
 from aiocodec import signals
 from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_MAX_PIXELS, VARIANTS
+from aiocodec.errors import BrokenPipe
 from aiocodec.loading import loading
 
 EXIT_CODES = {
@@ -23,8 +24,11 @@ EXIT_CODES = {
     8: "some files of a batch failed, the others are done",
     9: "training cannot go on, its last checkpoint is good",
     **signals.MEANING,
+    BrokenPipe.exit_code: "whoever read the output has stopped; nothing is said",
 }
-EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:5}  {text}" for code, text in EXIT_CODES.items())
+EPILOG = "\b\nExit codes:\n" + "\n".join(
+    f"{code:5}  {text}" for code, text in sorted(EXIT_CODES.items())
+)
 
 MODELS = tuple(VARIANTS)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

@@ -10,30 +10,31 @@ from dataclasses import dataclass, field
 import click
 
 from aiocodec.batch import Row
-from aiocodec.errors import AicError, BatchError, OutputError
-from aiocodec.files import abandon
+from aiocodec.errors import AicError, BatchError, BrokenPipe, OutputError
+from aiocodec.files import abandon, unwritable
 
 
 def say(*lines: str, err: bool = False) -> None:
     """Print lines. What would garble the terminal is shown as "?", in names of files for example."""
-    text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"
+    if not err:
+        emit(text)
+        return
     try:
-        click.echo(text, err=err)
-    except OSError as fault:
-        abandon(sys.stderr if err else sys.stdout)
-        if not err:
-            raise OutputError(f"stdout cannot be written: {fault.strerror}") from None
+        click.echo(text, nl=False, err=True)
+    except OSError:
+        abandon(sys.stderr)
 
 
 def emit(text: str) -> None:
-    """Write data to stdout as it is."""
-    if sys.stdout is None:
+    """Write data to stdout as it is; OutputError where that cannot be done."""
+    if sys.stdout is None or not sys.stdout.writable():
         raise OutputError("stdout is closed")
     try:
         click.echo(text, nl=False)
     except OSError as fault:
         abandon(sys.stdout)
-        raise OutputError(f"stdout cannot be written: {fault.strerror}") from None
+        raise unwritable("stdout", fault) from None
 
 
 @dataclass
@@ -51,11 +52,14 @@ class Reporter:
 
     def report(self, outcomes: Iterable[tuple[str, Row | AicError]], count: int) -> None:
         """Say what came of each of `count` inputs, as it comes, then of all. One alone fails with its
-        own exit code; of several, the others are still done and a BatchError follows."""
+        own exit code; of several, the others are still done and a BatchError follows. BrokenPipe is
+        raised at once: nobody waits for the rest."""
         failures: list[AicError] = []
         rows: list[Row] = []
         with self._counting(count) as advance:
             for path, outcome in outcomes:
+                if isinstance(outcome, BrokenPipe):
+                    raise outcome
                 if isinstance(outcome, AicError):
                     self._failed(path, outcome)
                     failures.append(outcome)
