@@ -77,8 +77,8 @@ class _Coding:
     def run(self, job: Job, progress: Progress | None = None) -> Row:
         """Read, code and write one file; `progress` is told of pictures of LARGE or more pixels.
 
-        Raises AicError: the fault of the job, OutputError before anything is read, and whatever
-        reading and coding raise.
+        Raises AicError: the fault of the job, before anything is read that of an input which cannot be
+        opened, then OutputError, and whatever reading and coding raise.
         """
         started = time.perf_counter()
         if job.fault is not None:
@@ -87,6 +87,7 @@ class _Coding:
         special = job.target == "-" or files.is_special(job.target)
         if self.skip_existing and not special and os.path.lexists(job.target):
             return {**row, "skipped": True}
+        files.check_input(job.source, self.unreadable)
         files.check_output(job.target, self.force)
         row |= self._code(job, progress)
         row["seconds"] = round(time.perf_counter() - started, 3)

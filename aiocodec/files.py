@@ -76,6 +76,14 @@ def read_image(path: str) -> bytes:
     return _within_limit(data)
 
 
+def check_input(path: str, error: type[AicError]) -> None:
+    """`error` where there is no file at `path` that can be opened, or stdin for "-" is closed or a
+    terminal. Nothing is read."""
+    if path == "-" or not is_special(path):  # a pipe that is opened waits for its other end
+        with _input(path, error):
+            pass
+
+
 def kind_of(path: str) -> str | None:
     """What the ordinary file at `path` is, by its first bytes: "AIC", the name of an image format, or
     None for anything else, for what cannot be read, and where there is no such file."""

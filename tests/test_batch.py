@@ -294,6 +294,8 @@ def test_existing_outputs_are_skipped_before_anything_is_read(monkeypatch):
     with pytest.raises(ImageError):  # pipes and stdout are not skipped
         Encode(skip_existing=True).run(Job("missing.png", "/dev/null"))
     with pytest.raises(OutputError):
+        Encode().run(Job("x.aic", "x.aic"))
+    with pytest.raises(ImageError):  # of two faults, that of the input is named
         Encode().run(Job("missing.png", "x.aic"))
 
 

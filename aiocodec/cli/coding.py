@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from aiocodec.batch import Decode, Encode, Job, Row, Work, guard, run, spread
-from aiocodec.cli.options import EPILOG, coding_options
+from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_QUALITY
 from aiocodec.errors import OutputError
@@ -19,7 +19,7 @@ from aiocodec.loading import loading
 
 
 @click.command(epilog=EPILOG)
-@click.argument("paths", metavar="IN [OUT]", nargs=-1, required=True)
+@click.argument("paths", metavar="IN [OUT]", type=FILE_NAME, nargs=-1, required=True)
 @click.option(
     "-q",
     "--quality",
@@ -31,7 +31,12 @@ from aiocodec.loading import loading
     type=click.FloatRange(0, min_open=True),
     help="Best quality within bits per pixel.",
 )
-@click.option("--max-bytes", type=click.IntRange(1), help="Best quality within a file size.")
+@click.option(
+    "--max-bytes",
+    type=SIZE,
+    metavar="SIZE",
+    help="Best quality within a file size: 40000, 40kB (1000 bytes each), 40KiB or 40K (1024).",
+)
 @click.option("--strip", is_flag=True, help="Leave ICC profile, EXIF and XMP out.")
 @click.option("--verify", is_flag=True, help="Decode the symbols before the file is written.")
 @click.option("--strict", is_flag=True, help="Refuse damaged images, be they readable in part.")
@@ -75,7 +80,7 @@ def encode(
 
 
 @click.command(epilog=EPILOG)
-@click.argument("paths", metavar="IN [OUT]", nargs=-1, required=True)
+@click.argument("paths", metavar="IN [OUT]", type=FILE_NAME, nargs=-1, required=True)
 @click.option(
     "--format", "format_name", metavar="NAME", help="Image format; by default from OUT, or PNG."
 )
@@ -93,7 +98,8 @@ def decode(paths: tuple[str, ...], format_name: str | None, **options: Any) -> N
         format_of(f"x{suffix}")
     except OutputError as error:
         raise click.BadParameter(str(error), param_hint="--format") from None
-    if not format_name and options["out_dir"] is None and len(paths) == 2:
+    named = options["output"] is not None or (options["out_dir"] is None and len(paths) == 2)
+    if named and not format_name:
         suffix = None  # that of OUT
     _code(paths, functools.partial(Decode, suffix=suffix), **options)
 
@@ -102,6 +108,7 @@ def _code(
     paths: tuple[str, ...],
     make_work: Callable[..., Work],
     *,
+    output: str | None,
     out_dir: str | None,
     recursive: bool,
     jobs: int | None,
@@ -113,6 +120,8 @@ def _code(
     """What both commands do with their files; `coding` are fields of the work."""
     if coding["force"] and coding["skip_existing"]:
         raise click.UsageError("give --force or --skip-existing, not both")
+    if output is not None and out_dir is not None:
+        raise click.UsageError("give --output or --out-dir, not both")
     if jobs is not None:
         coding["threads"] = coding["threads"] or 1
     if coding["max_pixels"] is None:
@@ -122,7 +131,7 @@ def _code(
         if not recursive and path != "-" and os.path.isdir(path):
             raise click.UsageError(f"{path} is a folder; -r (--recursive) takes the files in it")
     if out_dir is None:
-        todo = [_single(paths, work)]
+        todo = [_single(paths, output, work)]
     elif stream := next(filter(is_stream, paths), None):
         what = "stdin" if stream == "-" else f"{stream}, which has no name,"
         raise click.UsageError(f"{what} cannot be combined with --out-dir")
@@ -159,17 +168,21 @@ def _formats(names: str | None) -> tuple[str, ...] | None:
     return tuple(found)
 
 
-def _single(paths: tuple[str, ...], work: Work) -> Job:
-    """The job of IN [OUT]. OUT must not be another input: `aic encode -f *.gif` would overwrite the
-    second of two pictures."""
+def _single(paths: tuple[str, ...], output: str | None, work: Work) -> Job:
+    """The job of IN [OUT], or of IN and --output. OUT must not be another input: `aic encode -f *.gif`
+    would overwrite the second of two pictures."""
     source = paths[0]
-    another = len(paths) == 2 and identity(source) != identity(paths[1]) and work.takes(paths[1])
-    if len(paths) > 2 or another:
+    if output is None and len(paths) == 2:
+        if identity(source) == identity(paths[1]) or not work.takes(paths[1]):
+            output, paths = paths[1], paths[:1]
+    elif output is not None and len(paths) == 2 and not work.takes(paths[1]):
+        raise click.UsageError(f"give the output once, as {paths[1]} or with --output")
+    if len(paths) > 1:
         raise click.UsageError(f"more than one input ({paths[1]}) needs --out-dir")
     if os.path.isdir(source):
         raise click.UsageError(f"a folder ({source}) needs --out-dir")
-    if len(paths) == 2:
-        return Job(source, paths[1])
+    if output is not None:
+        return Job(source, output)
     suffix = work.output_suffix()
     return Job(source, "-" if is_stream(source) else os.path.splitext(source)[0] + suffix)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from aiocodec.batch import Row
-from aiocodec.cli.options import EPILOG, MODELS
+from aiocodec.cli.options import EPILOG, FILE_NAME, MODELS
 from aiocodec.cli.report import Reporter, say
 from aiocodec.config import VARIANTS
 from aiocodec.container import ChunkType, Container, unpack, unpack_latents
@@ -18,7 +18,7 @@ from aiocodec.loading import loading
 
 
 @click.command(epilog=EPILOG)
-@click.argument("paths", metavar="[IN]...", nargs=-1)
+@click.argument("paths", metavar="[IN]...", type=FILE_NAME, nargs=-1)
 @click.option("--model", type=click.Choice(MODELS), help="Describe a model instead of files.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
 def info(paths: tuple[str, ...], model: str | None, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from aiocodec.files import abandon
 @click.group(
     epilog=EPILOG, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(__version__, prog_name="aic")
+@click.version_option(__version__, "-V", "--version", prog_name="aic")
 def cli() -> None:
     """Compress photographs, and restore them on the way: noise goes in, a clean picture comes out."""
 

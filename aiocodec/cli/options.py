@@ -1,7 +1,9 @@
 """What the commands have in common: exit codes, and options that several of them take."""
 
 import functools
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,44 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(
 
 MODELS = tuple(VARIANTS)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class FileName(click.Path):
+    """A path, as it stands: shells complete it, and the work itself says what is wrong with the file, with
+    an exit code for that."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The same path."""
+        return str(value)
+
+
+FILE_NAME = FileName()
+FOLDER_NAME = FileName(file_okay=False)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg] # it takes none before click 8.5
+    """A number of bytes, at least 1, with a unit or none, as in the GNU coreutils: kB (or KB), MB and GB are
+    powers of 1000; KiB, MiB and GiB are powers of 1024, and so are K, M and G alone. There may be a
+    fraction; what it leaves of a byte does not count."""
+
+    name = "size"
+    _POWERS = "KMG"
+    _FORM = re.compile(r"([0-9]{1,15}(?:\.[0-9]{0,15})?)(?:B|([KMG])(iB|B|))?")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        found = self._FORM.fullmatch(re.sub("[kmg]", lambda unit: unit[0].upper(), str(value)))
+        if found is None:
+            self.fail(f"{value!r} is no size, as 40000, 40kB or 1.5MiB are", param, ctx)
+        number, unit, rest = found.groups()
+        base = 1000 if rest == "B" else 1024
+        size = int(Fraction(number) * base ** (self._POWERS.index(unit) + 1 if unit else 0))
+        if size < 1:
+            self.fail(f"{value!r} is less than a byte", param, ctx)
+        return size
+
+
+SIZE = Size()
 
 
 def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -66,7 +106,15 @@ threads_option = click.option(
 )
 coding_options = grouped(
     click.option(
+        "-o",
+        "--output",
+        type=FILE_NAME,
+        metavar="OUT",
+        help="The output of a single input, instead of a second argument.",
+    ),
+    click.option(
         "--out-dir",
+        type=FOLDER_NAME,
         metavar="DIR",
         help="Write every output into this folder; allows several inputs.",
     ),
