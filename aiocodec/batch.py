@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiocodec import files, signals
 from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_MAX_PIXELS, DEFAULT_QUALITY
-from aiocodec.container import ChunkType, unpack, unpack_latents
+from aiocodec.container import ChunkType, Container, unpack, unpack_latents
 from aiocodec.errors import (
     AicError,
     BitstreamError,
@@ -37,6 +37,7 @@ from aiocodec.loading import loading
 if TYPE_CHECKING:
     from aiocodec.codec import Codec
     from aiocodec.entropy.frozen import FrozenEntropyModel
+    from aiocodec.image import Picture
 
 LARGE = 2_000_000  # pixels of a picture from which on progress within it is told
 
@@ -187,7 +188,6 @@ class Decode(_Coding):
     def _code(self, job: Job, progress: Progress | None) -> Row:
         with loading("numpy"):
             from aiocodec.image import format_of, losses, write
-        from aiocodec.pretrained import Manifest
 
         suffix = self.suffix or os.path.splitext(job.target)[1]
         if not suffix and (job.target == "-" or files.is_special(job.target)):
@@ -196,15 +196,9 @@ class Decode(_Coding):
         data = files.read_aic(job.source)
         container = unpack(data, max_pixels=self.max_pixels)
         header = container.header
-        unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
         length = len(data)
         del data
-        fitting = Manifest.read().for_fingerprint(header.fingerprint)
-        with loading("numpy"):
-            from aiocodec.hyper import screen
-        screen(container, load_frozen(fitting))  # of a damaged file nothing more is loaded
-        codec = load_codec(self.model or fitting, self.device, self.threads)
-        picture = codec.decode(container, **_told(progress, header.width, header.height))
+        picture, codec = self.restore(container, progress)
         image = write(picture, format)
         files.write(job.target, image, force=self.force)
         return {
@@ -213,6 +207,25 @@ class Decode(_Coding):
             "output_bytes": len(image),
             "warnings": [*picture.warnings, *losses(picture, format)],
         }
+
+    def restore(
+        self, container: Container, progress: Progress | None = None
+    ) -> "tuple[Picture, Codec]":
+        """The picture in a file that was taken apart, and the codec that decoded it.
+
+        Raises what `Codec.decode` and `load_codec` raise; of a damaged file as little as possible is
+        loaded before.
+        """
+        from aiocodec.pretrained import Manifest
+
+        header = container.header
+        unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
+        fitting = Manifest.read().for_fingerprint(header.fingerprint)
+        with loading("numpy"):
+            from aiocodec.hyper import screen
+        screen(container, load_frozen(fitting))
+        codec = load_codec(self.model or fitting, self.device, self.threads)
+        return codec.decode(container, **_told(progress, header.width, header.height)), codec
 
     def _is_input(self, kind: str | None) -> bool:
         return kind == "AIC"

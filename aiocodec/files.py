@@ -46,12 +46,9 @@ def read_aic(path: str) -> bytes:
     data = BytesIO()
     with _input(path, BitstreamError) as file:
         _fill(data, file, HEADER_SIZE)
-        head = data.getvalue()
-        if not head.startswith(MAGIC):
+        if not data.getvalue().startswith(MAGIC):
             raise BitstreamError("not an .aic file")
-        if len(head) == HEADER_SIZE:
-            body = int.from_bytes(head[24:28], "little")
-            _fill(data, file, min(HEADER_SIZE + body, MAX_FILE_BYTES) + 1)
+        _fill_aic(data, file)
     return _within_limit(data)
 
 
@@ -63,16 +60,20 @@ def read_image(path: str) -> bytes:
     """
     data = BytesIO()
     with _input(path, ImageError) as file:
-        _fill(data, file, _HEAD)
-        kind = _kind(data.getvalue())
-        if kind == "AIC":
-            raise ImageError("the input is an .aic file already")
-        if not data.tell():
-            raise ImageError("the input is empty")
-        if kind is None and not _is_regular(file):
-            # TGA has no bytes that it is known by, and is read from ordinary files alone.
-            raise ImageError("not an image of a format known here")
-        _fill(data, file, MAX_FILE_BYTES + 1)
+        _fill_image(data, file)
+    return _within_limit(data)
+
+
+def read_either(path: str) -> bytes:
+    """The bytes of an .aic file, as `read_aic` reads it, or else of an image, as `read_image` does, and
+    with its errors; `container.MAGIC` tells which."""
+    data = BytesIO()
+    with _input(path, ImageError) as file:
+        _fill(data, file, HEADER_SIZE)
+        if data.getvalue().startswith(MAGIC):
+            _fill_aic(data, file)
+        else:
+            _fill_image(data, file)
     return _within_limit(data)
 
 
@@ -137,6 +138,28 @@ def _fill(data: BytesIO, file: BinaryIO, length: int) -> None:
     """Read on from `file` until `data` has `length` bytes or the file ends."""
     while part := file.read(min(_CHUNK, length - data.tell())):
         data.write(part)
+
+
+def _fill_aic(data: BytesIO, file: BinaryIO) -> None:
+    """Read on, from the end of a header, as far as that says, and a byte more."""
+    head = data.getvalue()
+    if len(head) == HEADER_SIZE:
+        body = int.from_bytes(head[24:28], "little")
+        _fill(data, file, min(HEADER_SIZE + body, MAX_FILE_BYTES) + 1)
+
+
+def _fill_image(data: BytesIO, file: BinaryIO) -> None:
+    """Read on to the end of what begins as an image; ImageError for anything else."""
+    _fill(data, file, _HEAD)
+    kind = _kind(data.getvalue())
+    if kind == "AIC":
+        raise ImageError("the input is an .aic file already")
+    if not data.tell():
+        raise ImageError("the input is empty")
+    if kind is None and not _is_regular(file):
+        # TGA has no bytes that it is known by, and is read from ordinary files alone.
+        raise ImageError("not an image of a format known here")
+    _fill(data, file, MAX_FILE_BYTES + 1)
 
 
 def _within_limit(data: BytesIO) -> bytes:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import numpy as np
 import pytest
 
 from aiocodec import batch, cli, errors, pretrained
+from aiocodec.cli.man import manual
 from aiocodec.cli.options import EXIT_CODES, MODELS, SIZE
 from aiocodec.container import ChunkType, Header, Latents, pack, pack_latents
 from aiocodec.hyper import HyperCoder
@@ -220,7 +222,7 @@ def test_help_and_info_import_nothing_heavy(folder: Path) -> None:
     script = """
 import sys
 from aiocodec.cli import main
-for args in (["--help"], ["encode", "--help"], ["--version"], ["info", "x.aic"], ["info", "x.aic", "--json"]):
+for args in (["--help"], ["encode", "--help"], ["--version"], ["--man"], ["info", "x.aic"], ["info", "x.aic", "--json"]):
     try:
         main(args)
     except SystemExit as exit:
@@ -231,6 +233,100 @@ assert not heavy, heavy
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert time.perf_counter() - started < 5  # a busy machine; about 0.2 s on an idle one
+
+
+def test_the_manual_page_is_that_of_the_commands() -> None:
+    """Where it is not: aic --man > docs/aic.1"""
+    page = aic("--man").out
+    assert page == (Path(__file__).parent.parent / "docs/aic.1").read_bytes()
+    assert page.isascii()
+    for code in EXIT_CODES:
+        assert f"\n.B {code}\n".encode() in page
+    if shutil.which("groff"):
+        command = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou"]
+        shown = subprocess.run(command, input=page, capture_output=True, check=True)
+        assert shown.stderr == b""
+        text = shown.stdout.decode()
+        for name in ("encode", "decode", "info", "compare", "evaluate", "train run", "doctor"):
+            assert f"\n   aic {name} [OPTIONS]" in text
+
+
+def test_what_a_page_says_is_never_a_command_of_roff() -> None:
+    @click.command(
+        "tricky", help=".TH is no heading\n\n'nor this; C:\\new, na\u00efve\n\n\b\n.as it stands"
+    )
+    @click.option("-x", "--x-ray", metavar="N", help=".2 of it, say -x 3")
+    def tricky() -> None: ...
+
+    @click.group(help="Does things.")
+    def things() -> None: ...
+
+    things.add_command(tricky)
+    page = manual(things, "things")
+    assert "\n\\&.TH is no heading\n.PP\n\\&'nor this; C:\\enew, na\\[u00EF]ve\n" in page
+    assert "\n.nf\n\\&.as it stands\n.fi\n" in page
+    assert "\n.TP\n\\fB\\-x\\fR, \\fB\\-\\-x\\-ray\\fR N\n\\&.2 of it, say \\-x 3\n" in page
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("words", "last", "completions"),
+    [
+        ("encode", "", {"file"}),
+        ("encode -q 40 -f", "ph", {"file"}),
+        ("encode x.png", "", {"file"}),
+        ("encode -o", "", {"file"}),
+        ("encode --out-dir", "", {"dir"}),
+        ("decode", "x", {"file"}),
+        ("info --json", "x", {"file"}),
+        ("compare x.png", "", {"file"}),
+        ("evaluate", "", {"dir"}),
+        ("evaluate photos --against", "", {"file"}),
+        ("train run", "", {"dir"}),
+        ("", "de", {"decode"}),
+        ("encode", "--skip", {"--skip-existing"}),
+        ("encode --device", "c", {"cpu", "cuda"}),
+        ("train", "re", {"release"}),
+    ],
+)
+def test_shells_complete_commands_options_and_files(
+    words: str, last: str, completions: set[str], shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As click's scripts for these shells ask: they complete the names of files themselves."""
+    count = len(["aic", *words.split()])
+    monkeypatch.setenv("_AIC_COMPLETE", f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", f"aic {words} {last}" if words else f"aic {last}")
+    monkeypatch.setenv("COMP_CWORD", last if shell == "fish" else str(count))
+    result = aic()
+    assert (result.code, result.err) == (0, "")
+    if shell == "zsh":
+        kinds, values = (
+            result.out.decode().split("\n")[:-1:3],
+            result.out.decode().split("\n")[1::3],
+        )
+    else:
+        rows = [re.split(r"[,\t]", line) for line in result.out.decode().splitlines()]
+        kinds, values = [row[0] for row in rows], [row[1] for row in rows]
+    found = {v if kind == "plain" else kind for kind, v in zip(kinds, values, strict=True)}
+    assert found == completions
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_completion_in_bash(folder: Path) -> None:
+    """What the README says, in a shell to which "aic" is this code."""
+    (folder / "aic").write_text(f'#!/bin/sh\nexec {" ".join(AIC)} "$@"\n')
+    (folder / "aic").chmod(0o755)
+    script = """
+PATH=$PWD:$PATH
+eval "$(_AIC_COMPLETE=bash_source aic)"
+complete -p aic
+COMP_WORDS=(aic enc) COMP_CWORD=1
+_aic_completion aic; echo "${COMPREPLY[@]}"
+"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    if "version" in done.stderr:
+        pytest.skip("needs bash 4.4")
+    assert done.stdout == "complete -o nosort -F _aic_completion aic\nencode\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -1245,6 +1341,90 @@ def test_info_of_many_files(folder: Path) -> None:
     assert first["model"] is None
     assert second["exit_code"] == 4 and second["input"] == "bad.aic"
     assert third["model"] == pretrained.Manifest.read().models[0]
+
+
+# --------------------------------------------------------------------------- compare
+
+
+def test_comparisons(folder: Path, coded: bytes) -> None:
+    """With the figures that the functions for them have, whatever the pictures are stored as."""
+    from aiocodec import decode, image, metrics
+
+    (folder / "x.aic").write_bytes(coded)
+    a, b = image.read((folder / "x.png").read_bytes()).rgb, decode(coded, device="cpu")
+    (row,) = aic("compare", "x.png", "x.aic", "--json", *EXACT).json
+    assert row["psnr"] == pytest.approx(metrics.psnr(a, b), abs=0.01)
+    assert row["ms_ssim"] is None  # 50 pixels are too short a side
+    assert row["a"]["blockiness"] == metrics.blockiness(a)
+    assert row["b"]["blockiness"] == pytest.approx(metrics.blockiness(b), rel=0.01)
+    assert row["b"]["bpp"] == aic("info", "x.aic", "--json").json[0]["bpp"]
+    assert row["b"]["bytes"] == len(coded) and not row["identical"]
+    (other,) = aic("compare", "-", "x.png", "--json", *EXACT, stdin=coded).json
+    assert other["psnr"] == row["psnr"] and other["a"]["bpp"] == row["b"]["bpp"]
+
+    result = aic("compare", "x.png", "x.aic", *EXACT)
+    assert (result.code, result.err) == (0, "")
+    first, second, psnr, ms_ssim = result.out.decode().splitlines()
+    assert first.startswith("A        x.png: 70x50, ") and "blocks" in first
+    assert second.startswith(f"B        x.aic: 70x50, {len(coded)} bytes, ")
+    assert psnr == f"PSNR     {row['psnr']:.2f} dB"
+    assert ms_ssim == "MS-SSIM  none, a side is too short"
+
+
+def test_comparisons_of_images_alone(folder: Path, no_model: None) -> None:
+    from PIL import Image
+
+    with Image.open("x.png") as image:
+        large = image.resize((300, 200))
+    large.save("large.png")
+    large.save("large.jpg", quality=30)
+    (row,) = aic("compare", "large.png", "large.jpg", "--json").json
+    assert 20 < row["psnr"] < 50 and 0.5 < row["ms_ssim"] < 1
+    (row,) = aic("compare", "large.png", "large.png", "--json").json
+    assert (row["psnr"], row["identical"]) == (None, True)
+    assert row["ms_ssim"] == pytest.approx(1)
+    result = aic("compare", "large.png", "large.png")
+    assert "PSNR     infinite" in result.out.decode()
+
+
+def test_comparisons_say_what_they_leave_out(folder: Path, no_model: None) -> None:
+    from PIL import Image
+
+    with Image.open("x.png") as image:
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image.save("alpha.png", icc_profile=b"")
+        frames = [image.convert("RGB"), Image.new("RGB", image.size)]
+        frames[0].save("frames.png", save_all=True, append_images=frames[1:])
+    result = aic("compare", "alpha.png", "frames.png")
+    assert result.code == 0
+    frame, transparency = result.err.splitlines()
+    assert frame.startswith("aic: frames.png: warning: ") and "frame" in frame
+    assert transparency.startswith("aic: alpha.png, frames.png: warning: the transparency ")
+    (row,) = aic("compare", "alpha.png", "frames.png", "--json").json
+    assert row["b"]["warnings"] and row["warnings"] and not row["a"]["warnings"]
+
+
+def test_what_cannot_be_compared(folder: Path, no_model: None) -> None:
+    (folder / "y.png").write_bytes(png(60, 50))
+    (folder / "bad.aic").write_bytes(container()[:-1])
+    for args, code, words in (
+        ("x.png y.png", 3, "x.png, y.png: pictures of different sizes, 70x50 and 60x50"),
+        ("x.png missing.png", 3, "missing.png: cannot be read: "),
+        ("missing.aic x.png", 3, "missing.aic: cannot be read: "),
+        ("x.png .", 3, ".: cannot be read: "),
+        ("bad.aic x.png", 4, "bad.aic: "),
+        ("x.png bad.aic", 4, "bad.aic: "),
+        ("x.png x.png --max-pixels 3499", 6, "x.png: "),
+        ("- -", 2, "stdin can be one"),
+        ("x.png", 2, "Missing argument"),
+        ("x.png x.png x.png", 2, "unexpected"),
+    ):
+        result = aic("compare", *args.split())
+        assert result.code == code, args
+        assert words in result.error and result.out == b""
+    (row,) = aic("compare", "x.png", "y.png", "--json").json
+    assert row["exit_code"] == 3 and row["input"] == "x.png, y.png"
+    assert names(folder) == {"x.png", "y.png", "bad.aic"}
 
 
 def test_preview_of_the_degradations(folder: Path) -> None:

@@ -79,6 +79,23 @@ def test_an_aic_file_is_read_to_its_end_and_one_byte_more(endless):
     assert source.count <= len(AIC) + (1 << 13)
 
 
+def test_either_is_read_as_what_it_begins_as(endless):
+    source = endless(AIC)
+    assert files.read_either("-") == AIC + b"\0"
+    assert source.count <= len(AIC) + (1 << 13)
+    source = endless(b"y\n" * 5000)
+    with pytest.raises(ImageError, match="not an image"):
+        files.read_either("-")
+    assert source.count <= 1 << 13
+    Path("x").write_bytes(AIC[:20])
+    assert files.read_either("x") == AIC[:20]
+    Path("x").write_bytes(BMP)
+    assert files.read_either("x") == BMP
+    Path("x").write_bytes(b"")
+    with pytest.raises(ImageError, match="empty"):
+        files.read_either("x")
+
+
 @pytest.mark.parametrize("claimed", [1 << 16, (1 << 32) - 1])
 def test_a_claimed_length_is_not_believed(claimed, monkeypatch):
     """A short file of any claim costs what it has, an endless one no more than the limit."""

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "aiocodec"
 LAYERS = [
     {"__main__"},
     {"cli.main"},
-    {"cli.coding", "cli.doctor", "cli.evaluate", "cli.info", "cli.train"},
+    {"cli.coding", "cli.compare", "cli.doctor", "cli.evaluate", "cli.info", "cli.man", "cli.train"},
     {"cli.options", "cli.report", "pillow"},
     {"batch"},
     {"files"},

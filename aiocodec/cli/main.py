@@ -15,25 +15,42 @@ import click
 
 from aiocodec import __version__, signals
 from aiocodec.cli.coding import decode, encode
+from aiocodec.cli.compare import compare
 from aiocodec.cli.doctor import doctor
 from aiocodec.cli.evaluate import evaluate
 from aiocodec.cli.info import info
+from aiocodec.cli.man import manual
 from aiocodec.cli.options import EPILOG, EXIT_CODES
-from aiocodec.cli.report import say
+from aiocodec.cli.report import emit, say
 from aiocodec.cli.train import train
 from aiocodec.errors import BrokenPipe, OutputError, as_aic_error
 from aiocodec.files import abandon
+
+
+def print_manual(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """A callback that prints the manual page, and that is all."""
+    if wanted and not ctx.resilient_parsing:
+        emit(manual(ctx.command, "aic"))
+        ctx.exit()
 
 
 @click.group(
     epilog=EPILOG, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(__version__, "-V", "--version", prog_name="aic")
+@click.option(
+    "--man",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_manual,
+    help="Print the manual page, for man -l - to show.",
+)
 def cli() -> None:
     """Compress photographs, and restore them on the way: noise goes in, a clean picture comes out."""
 
 
-for command in (encode, decode, info, evaluate, train, doctor):
+for command in (encode, decode, info, compare, evaluate, train, doctor):
     cli.add_command(command)
 
 
