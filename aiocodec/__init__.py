@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from aiocodec.codec import decode as decode
     from aiocodec.codec import encode as encode
     from aiocodec.container import unpack as inspect
+else:  # to a type checker, it would be a promise of any name
 
+    def __getattr__(name: str) -> "Any":
+        from importlib import import_module
 
-def __getattr__(name: str) -> "Any":
-    from importlib import import_module
-
-    if name in ("Codec", "encode", "decode"):
-        return getattr(import_module("aiocodec.codec"), name)
-    if name == "inspect":
-        return import_module("aiocodec.container").unpack
-    if name == "errors":
-        return import_module("aiocodec.errors")
-    raise AttributeError(f"module 'aiocodec' has no attribute {name!r}")
+        if name in ("Codec", "encode", "decode"):
+            return getattr(import_module("aiocodec.codec"), name)
+        if name == "inspect":
+            return import_module("aiocodec.container").unpack
+        if name == "errors":
+            return import_module("aiocodec.errors")
+        raise AttributeError(f"module 'aiocodec' has no attribute {name!r}")
