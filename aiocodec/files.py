@@ -234,7 +234,9 @@ def write(path: str, data: bytes, *, force: bool = False) -> None:
     check_output(path, force)
     if path == "-":
         try:
-            sys.stdout.buffer.write(data)
+            rest = memoryview(data)
+            while rest:  # where Python does not buffer stdout, it may take a part only
+                rest = rest[sys.stdout.buffer.write(rest) :]
             sys.stdout.buffer.flush()
         except OSError as fault:
             abandon(sys.stdout)

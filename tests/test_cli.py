@@ -930,6 +930,39 @@ def test_a_broken_pipe_is_silent(folder: Path) -> None:
     assert names(folder) == {"x.png", "x.aic", "stubbed.py"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pipes and limits of POSIX")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_written_in_part_is_a_failure(unbuffered: str, folder: Path) -> None:
+    """Also where Python does not buffer: a disk that is full after the first half, a reader that leaves."""
+    import resource
+
+    Path("stubbed.py").write_text(STUBBED.format(tests=str(Path(__file__).parent)))
+    Path("x.aic").write_bytes(container(size=(300, 300)))
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    decode = [sys.executable, "stubbed.py", "decode", "x.aic", "-", "--format", "bmp"]
+    info = [sys.executable, "stubbed.py", "info", "--json", *["x.aic"] * 1000]
+    half = 1 << 17
+    for command in (decode, info):
+        with open("out", "wb") as out:
+            done = subprocess.run(
+                command,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                env=environment,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
+            )
+        assert done.returncode == 7 and b"stdout cannot be written: File too large" in done.stderr
+        assert Path("out").stat().st_size == half
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        assert process.stdout is not None and len(process.stdout.read(10)) == 10
+        process.stdout.close()
+        assert process.stderr is not None
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+        process.stderr.close()
+
+
 @pytest.mark.skipif(not Path("/dev/fd/1").exists(), reason="needs /dev/fd")
 @pytest.mark.parametrize(
     ("command", "code"),

@@ -61,8 +61,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     if sys.stdout is None:  # click prints nothing then, and is content; here it is an error
         sys.stdout = open(os.devnull)  # noqa: SIM115 (as long as the process)
     stdout = sys.stdout
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks, as on stderr
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="backslashreplace")  # names that its encoding lacks, as on stderr
+        if isinstance(
+            stdout.buffer, io.RawIOBase
+        ):  # unbuffered: what it does not take would be lost
+            sys.stdout = stdout = open(  # noqa: SIM115 (as long as the process)
+                stdout.fileno(), "w", encoding=stdout.encoding, errors=stdout.errors, closefd=False
+            )
     try:
         code = cli.main(args, prog_name="aic", standalone_mode=False) or 0
     except signals.Stopped as stopped:
