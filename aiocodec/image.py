@@ -362,8 +362,8 @@ def from_pillow(
         upright: turn the pixels as the EXIF (or XMP) orientation says, and set that to 1. Otherwise
             neither pixels nor metadata change, which is what Pillow's encoders do. (A TIFF is turned
             by Pillow itself, when it is loaded.)
-        metadata: what has "icc_profile", "exif" and "xmp", as bytes, instead of `image.info`; a TIFF
-            that is opened has its EXIF elsewhere, where it is found too.
+        metadata: what has "icc_profile", "exif", "xmp", "dpi" and "comment" instead of `image.info`; a
+            TIFF that is opened has its EXIF elsewhere, where it is found too.
 
     Raises ImageError for an image without pixels, one that is closed, or one whose file cannot be
     decoded; LimitError for a side longer than 65535, and where memory does not suffice.
@@ -373,14 +373,15 @@ def from_pillow(
     _check_size(image.size, image.width * image.height)
     try:
         raw = _raw_mode(image)
-        oriented = False
+        turned = 1  # by Pillow
         if upright and isinstance(image, TiffImagePlugin.TiffImageFile):
-            oriented = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1)
         image.load()
         info: dict[Any, Any] = dict(image.info if metadata is None else metadata)
-        if metadata is None and "exif" not in info:
+        if metadata is None and isinstance(image, TiffImagePlugin.TiffImageFile):
             info["exif"] = _exif_of_tiff(image)
-        return _picture_in_memory(image, raw, info, upright, oriented)
+            info.pop("dpi", None)  # it is in the EXIF, and Pillow makes one up where there is none
+        return _picture_in_memory(image, raw, info, upright, turned)
     except AicError:
         raise
     except MemoryError as error:
@@ -392,9 +393,9 @@ def from_pillow(
 def to_pillow(picture: Picture) -> Image.Image:
     """The picture as an image of mode L, LA, RGB or RGBA, in memory of its own.
 
-    Its info has "icc_profile", "exif" (with the prefix that Pillow's own plugins give it) and "xmp", of
-    these what the picture has. A gray picture becomes the rounded mean of its channels, and 16 bits
-    are scaled to 8 with rounding.
+    Its info has "icc_profile", "exif" (with the prefix that Pillow's own plugins give it), "xmp", "dpi"
+    and "comment", of these what the picture has. A gray picture becomes the rounded mean of its
+    channels, and 16 bits are scaled to 8 with rounding.
     """
     rgb = picture.rgb
     if rgb.dtype == np.uint16:
@@ -411,6 +412,8 @@ def to_pillow(picture: Picture) -> Image.Image:
             ("icc_profile", picture.icc),
             ("exif", picture.exif and _EXIF_PREFIX + picture.exif),
             ("xmp", picture.xmp),
+            ("dpi", picture.density and tuple(number / _INCH for number in picture.density)),
+            ("comment", picture.comment),
         )
         if value
     }
@@ -1376,10 +1379,8 @@ def _raw_mode(image: Image.Image) -> str:
     return ""
 
 
-def _exif_of_tiff(image: Image.Image) -> bytes | None:
-    """As `_tiff_exif`, of an image whose own tags stay as they are; None for one that is no TIFF."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return None
+def _exif_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
+    """As `_tiff_exif`, of an image whose own tags stay as they are."""
     try:
         tags, kept = image.getexif(), Image.Exif()
         kept.endian, directories = tags.endian, (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
@@ -1391,9 +1392,9 @@ def _exif_of_tiff(image: Image.Image) -> bytes | None:
 
 
 def _picture_in_memory(
-    image: Image.Image, raw: str, info: dict[Any, Any], upright: bool, oriented: bool
+    image: Image.Image, raw: str, info: dict[Any, Any], upright: bool, turned: int
 ) -> Picture:
-    """What `from_pillow` returns of a loaded image; `oriented` where Pillow has turned it."""
+    """What `from_pillow` returns of a loaded image, which Pillow has turned by an orientation already."""
     samples = re.match(r"(?:I|L|LA|RGB|RGBA|RGBX);(\d+)", raw)
     depth = int(samples[1]) if samples else 8
     if image.mode == "RGB":
@@ -1407,7 +1408,10 @@ def _picture_in_memory(
     exif, orientation = _exif_block(exif), 1
     if upright and not isinstance(image, TiffImagePlugin.TiffImageFile):
         orientation, exif, xmp = _upright(exif, xmp)
-    found = {"ICC profile": icc, "EXIF": exif, "XMP": xmp}
+        turned = orientation
+    density = _density_in_memory(image, info.get("dpi")) or exif_density(exif)
+    comment = _bytes_of(info.get("comment") or info.get("Comment"))
+    found = {"ICC profile": icc, "EXIF": exif, "XMP": xmp, "comment": comment}
     for name, value in found.items():
         if value is not None and not 0 < len(value) <= _LIMITS[name]:
             notes.append(_lost(name))
@@ -1427,12 +1431,24 @@ def _picture_in_memory(
         alpha=alpha,
         gray=gray,
         sixteen_bit=wide,
-        oriented=oriented or orientation != 1,
+        oriented=turned in range(2, 9),
         icc=icc,
         exif=found["EXIF"],
         xmp=found["XMP"],
+        density=density[::-1] if density and turned in (5, 6, 7, 8) else density,
+        comment=found["comment"],
         warnings=tuple(notes),
     )
+
+
+def _density_in_memory(image: Image.Image, dpi: Any) -> tuple[int, int] | None:
+    """Pixels per metre for the dots per inch that are in an info; None where they say nothing."""
+    try:
+        density = _per_metre(float(dpi[0]), float(dpi[1]), _INCH)
+    except (TypeError, ValueError, LookupError, ArithmeticError):
+        return None
+    in_bmp = image.format in ("BMP", "DIB") and density and {*density} <= {*_BMP_DEFAULT}
+    return None if in_bmp else density
 
 
 def _bytes_of(value: object) -> bytes | None:

@@ -8,10 +8,11 @@
     image.save("smaller.aic", quality=30)
 
 The mode is L, LA, RGB or RGBA. The info has "quality", 0..100, and what the file has of "icc_profile",
-"exif" and "xmp". As everywhere in Pillow, an EXIF orientation is left to `ImageOps.exif_transpose`.
+"exif", "xmp", "dpi" and "comment". As everywhere in Pillow, an EXIF orientation is left to
+`ImageOps.exif_transpose`.
 
-Options of `save`: quality, 0..100; effort, as in `Codec.encode`; exif, bytes or an `Image.Exif`, and
-xmp, which are written only if given; icc_profile, by default that of the image. Modes other than those
+Options of `save`: quality, 0..100; effort, as in `Codec.encode`; exif, bytes or an `Image.Exif`, xmp and
+dpi, which are written only if given; icc_profile and comment, by default those of the image. Modes other than those
 four are converted as `image.from_pillow` does, and transparency is without loss.
 
 What Pillow's own plugins raise, this one does, with the error of aiocodec as the cause: a file that
@@ -32,8 +33,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
+from aiocodec import tiff
 from aiocodec.batch import load_codec, load_frozen
-from aiocodec.config import DEFAULT_QUALITY, MAX_SIDE
+from aiocodec.config import DEFAULT_QUALITY, MAX_COMMENT, MAX_SIDE
 from aiocodec.container import (
     HEADER_SIZE,
     MAGIC,
@@ -41,6 +43,7 @@ from aiocodec.container import (
     Container,
     Flags,
     unpack,
+    unpack_density,
     unpack_header,
 )
 from aiocodec.errors import AicError, BitstreamError, ModelError, VersionError, as_aic_error
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 
 _PART = 1 << 20  # bytes that are read at once; what is claimed is not allocated before it is there
 _EXIF_PREFIX = b"Exif\0\0"
+_INCH = 0.0254  # metres
 # Two pictures at once would take the memory of both for little time gained, and on CUDA one that is
 # done would change the precision that the other computes in, which belongs to the process.
 _CODING = threading.Lock()
@@ -90,9 +94,12 @@ class AicImageFile(ImageFile.ImageFile):
                 ("icc_profile", ChunkType.ICC, b""),
                 ("exif", ChunkType.EXIF, _EXIF_PREFIX),
                 ("xmp", ChunkType.XMP, b""),
+                ("comment", ChunkType.COMMENT, b""),
             ):
                 if payload := container.get(kind):
                     self.info[key] = prefix + payload
+            if dpi := _dpi(container):
+                self.info["dpi"] = dpi
         self._mode = ("L" if header.flags & Flags.GRAY else "RGB") + ("A" if alpha else "")
 
     def load(self) -> "PixelAccess | None":
@@ -134,6 +141,14 @@ def _taken_apart(data: bytes) -> Container:
     return unpack(data, max_pixels=MAX_SIDE * MAX_SIDE)
 
 
+def _dpi(container: Container) -> tuple[float, float] | None:
+    """Dots per inch along x and y, of the file or else of its EXIF; None where they say nothing."""
+    if density := unpack_density(container.get(ChunkType.DENSITY) or b""):
+        return density[0] * _INCH, density[1] * _INCH
+    x, y, unit = tiff.resolution(container.get(ChunkType.EXIF) or b"") or (0, 0, 1)
+    return None if unit == 1 else (x, y) if unit == 2 else (x * 100 * _INCH, y * 100 * _INCH)
+
+
 def _decoded(container: Container) -> Image.Image:
     with loading("numpy"):
         from aiocodec.image import to_pillow
@@ -165,7 +180,11 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         "icc_profile": options.get("icc_profile", im.info.get("icc_profile")),
         "exif": exif.tobytes() if isinstance(exif, Image.Exif) else exif,
         "xmp": options.get("xmp"),
+        "dpi": options.get("dpi"),
+        "comment": options.get("comment", im.info.get("comment")),
     }
+    if not _is_density(metadata["dpi"]):
+        raise ValueError(f"dpi {metadata['dpi']!r} are not two numbers, from 0 on")
     further = {"effort": options["effort"]} if "effort" in options else {}
     with _pillow_errors():
         data = _coded(im, metadata, quality, further)
@@ -184,9 +203,19 @@ def _coded(
         raise ValueError(f"the EXIF is not a TIFF block of at most {MAX_EXIF >> 20} MiB")
     if metadata["xmp"] and picture.xmp is None:
         raise ValueError(f"the XMP is not a packet of at most {MAX_XMP >> 20} MiB")
+    if image.encoderinfo.get("comment") and picture.comment is None:
+        raise ValueError(f"the comment is not text of at most {MAX_COMMENT >> 10} KiB")
     with _CODING:
         codec = load_codec(Manifest.read().models[0], "auto", None)
         return codec.encode(picture, quality, **further)
+
+
+def _is_density(dpi: object) -> bool:
+    """Whether this may be dots per inch, or stand for none."""
+    try:
+        return dpi is None or [float(number) >= 0 for number in dpi] == [True, True]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return False
 
 
 @contextmanager

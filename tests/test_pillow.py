@@ -81,7 +81,7 @@ def same(first: Picture, second: Picture) -> None:
         planes = getattr(first, name), getattr(second, name)
         assert (planes[0] is None) == (planes[1] is None)
         assert planes[0] is None or np.array_equal(*planes)
-    for name in ("gray", "sixteen_bit", "oriented", "icc", "exif", "xmp"):
+    for name in ("gray", "sixteen_bit", "oriented", "icc", "exif", "xmp", "density", "comment"):
         assert getattr(first, name) == getattr(second, name), name
 
 
@@ -249,6 +249,18 @@ def test_metadata_that_does_not_fit_is_left_out_and_said() -> None:
     assert gray.warnings == ()
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_density_and_comment_come_along(format: str) -> None:
+    for dpi in ((300, 150), (72, 72), (96, 96)):
+        data = encoded(Image.fromarray(RGB), format, dpi=dpi, comment=b"a remark")
+        same(from_pillow(opened(data)), read(data))
+    turned = encoded(Image.fromarray(RGB), "JPEG", dpi=(300, 150), exif=exif(6))
+    assert read(turned).density == (5906, 11811)
+    same(from_pillow(opened(turned)), read(turned))
+    for nonsense in ("300", 300, (300,), (0, 0), ("a", "b"), (float("nan"), 1)):
+        assert from_pillow(Image.fromarray(RGB), metadata={"dpi": nonsense}).density is None
+
+
 def test_the_current_frame_counts() -> None:
     frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     animation = opened(encoded(frames[0], save_all=True, append_images=frames[1:]))
@@ -278,10 +290,15 @@ def test_a_picture_goes_to_pillow_and_back(mode: str) -> None:
         icc=PROFILE,
         exif=exif(3).tobytes()[6:],
         xmp=XMP,
+        density=(11811, 5906),
+        comment=b"a remark",
     )
     image = to_pillow(picture)
     assert (image.mode, image.size) == (mode, (WIDTH, HEIGHT))
-    assert image.info == {"icc_profile": PROFILE, "exif": exif(3).tobytes(), "xmp": XMP}
+    assert image.info.pop("dpi") == pytest.approx((300, 150), abs=0.02)
+    found = {"icc_profile": PROFILE, "exif": exif(3).tobytes(), "xmp": XMP, "comment": b"a remark"}
+    assert image.info == found
+    image.info["dpi"] = (300, 150)
     assert image.getexif()[ExifTags.Base.Make] == "Camera"
     picture.rgb[:] = 0  # the image has memory of its own
     same(from_pillow(image, upright=False), replace(picture, rgb=colour))
@@ -611,6 +628,18 @@ def test_metadata_follows_the_manners_of_pillow() -> None:
     assert kept(exif=exif(6)) == wanted
     assert kept(exif=exif(6).tobytes()) == wanted
     assert kept(exif=exif(6).tobytes()[6:]) == wanted
+    image.info |= {"dpi": (300, 150), "comment": b"a remark"}
+    assert kept() == {"icc_profile": PROFILE, "comment": b"a remark"}
+    assert kept(comment=None, dpi=(0, 0)) == {"icc_profile": PROFILE}
+    assert kept(comment="another", dpi=(254, 127)) == {
+        "icc_profile": PROFILE,
+        "comment": b"another",
+        "dpi": pytest.approx((254, 127)),
+    }
+    del image.info["comment"]
+    resolution = exif()
+    resolution[ExifTags.Base.XResolution] = resolution[ExifTags.Base.YResolution] = 200.0
+    assert kept(exif=resolution)["dpi"] == (200, 200)
     assert kept(exif=b"", xmp=XMP) == kept(xmp=XMP.decode()) == {"icc_profile": PROFILE, "xmp": XMP}
 
 
@@ -632,6 +661,12 @@ WRONG = [
     {"xmp": 5},
     {"xmp": bytes(images.MAX_XMP + 1)},
     {"icc_profile": ImageCms.createProfile("sRGB")},
+    {"dpi": 300},
+    {"dpi": (300,)},
+    {"dpi": (300, -1)},
+    {"dpi": ("a", "b")},
+    {"comment": 5},
+    {"comment": bytes(1 << 20)},
 ]
 
 
