@@ -21,12 +21,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiocodec import files, signals
-from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_MAX_PIXELS, DEFAULT_QUALITY
-from aiocodec.container import ChunkType, Container, unpack, unpack_latents
+from aiocodec.config import (
+    DECODED_MAX_PIXELS,
+    DEFAULT_EFFORT,
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_QUALITY,
+    MAX_EFFORT,
+)
+from aiocodec.container import ChunkType, Container, Flags, unpack, unpack_latents
 from aiocodec.errors import (
     AicError,
     BitstreamError,
-    CompatibilityError,
     ImageError,
     LimitError,
     OutputError,
@@ -117,11 +122,14 @@ class _Coding:
 
 @dataclass(frozen=True)
 class Encode(_Coding):
-    """Images to .aic files. At most one of `quality`, `max_bytes` and `target_bpp` is given."""
+    """Images to .aic files. At most one of `quality` and the targets is given."""
 
     quality: int | None = None  # 0..100; None: DEFAULT_QUALITY
     max_bytes: int | None = None  # the best quality within so many bytes, at least 1
     target_bpp: float | None = None  # the best quality within so many bits per pixel, above 0
+    target_psnr: float | None = None  # the lowest quality of so many dB, above 0; see `encode_to`
+    target_ssim: float | None = None  # the lowest quality of such an MS-SSIM, above 0, below 1
+    effort: int = DEFAULT_EFFORT  # 0..9, of the search for a better file
     strip: bool | str = False  # what metadata to leave out; see `Codec.encode`
     verify: bool = False  # decode the symbols before the file is written
     strict: bool = False  # refuse damaged images that could be read in part
@@ -130,10 +138,21 @@ class Encode(_Coding):
     unreadable: ClassVar[type[AicError]] = ImageError
 
     def __post_init__(self) -> None:
-        if sum(goal is not None for goal in (self.quality, self.target_bpp, self.max_bytes)) > 1:
-            raise ValueError("quality, target_bpp and max_bytes exclude each other")
-        if self.target_bpp is not None and not 0 < self.target_bpp < math.inf:
-            raise ValueError(f"{self.target_bpp} bits per pixel are not above 0 and finite")
+        targets = (self.target_bpp, self.target_psnr, self.target_ssim)
+        if sum(goal is not None for goal in (self.quality, self.max_bytes, *targets)) > 1:
+            raise ValueError(
+                "quality, max_bytes, target_bpp, target_psnr and target_ssim exclude each other"
+            )
+        for goal, what, most in zip(
+            targets,
+            ("bits per pixel", "dB", "of MS-SSIM"),
+            (math.inf, math.inf, 1.0),
+            strict=True,
+        ):
+            if goal is not None and not 0 < goal < most:
+                raise ValueError(f"{goal} {what} are not above 0 and below {most}")
+        if not 0 <= self.effort <= MAX_EFFORT:
+            raise ValueError(f"effort {self.effort} is not in 0..{MAX_EFFORT}")
 
     def _code(self, job: Job, progress: Progress | None) -> Row:
         data = files.read_image(job.source)
@@ -144,19 +163,30 @@ class Encode(_Coding):
         del data
         codec = load_codec(self.model, self.device, self.threads)
         height, width, _ = picture.rgb.shape
-        options: dict[str, Any] = {"strip": self.strip, "verify": self.verify}
+        options: dict[str, Any] = {
+            "effort": self.effort,
+            "strip": self.strip,
+            "verify": self.verify,
+        }
         options |= _told(progress, width, height)
-        limit = self.max_bytes
+        targets: dict[str, Any] = {"min_psnr": self.target_psnr, "min_ssim": self.target_ssim}
+        targets["max_bytes"] = self.max_bytes
         if self.target_bpp is not None:
-            limit = int(self.target_bpp * width * height / 8)
-        if limit is None:
+            targets["max_bytes"] = int(self.target_bpp * width * height / 8)
+        extra: Row = {}
+        if all(target is None for target in targets.values()):
             quality = DEFAULT_QUALITY if self.quality is None else self.quality
             coded = codec.encode(picture, quality, **options)
         else:
-            coded, quality = codec.encode_to_size(picture, limit, **options)
+            found = codec.encode_to(picture, **targets, **options)
+            coded, quality = found.data, found.quality
+            extra = {"encodes": found.encodes}
+            measured = {"psnr": found.psnr, "ssim": found.ssim, "against": found.against}
+            extra |= {name: value for name, value in measured.items() if value is not None}
         files.write(job.target, coded, force=self.force)
         return {
             **_measures(width, height, len(coded), quality, codec),
+            **extra,
             "input_bytes": length,
             "output_bytes": len(coded),
             "warnings": list(picture.warnings),
@@ -182,6 +212,9 @@ class Decode(_Coding):
 
     max_pixels: int = DECODED_MAX_PIXELS
     suffix: str | None = None  # names the format, as ".jpg" does; None: that of the target does
+    depth: int | None = (
+        None  # bits per sample, 8 or 16; None: 16 in a PNG where the source had more than 8
+    )
 
     unreadable: ClassVar[type[AicError]] = BitstreamError
 
@@ -198,7 +231,9 @@ class Decode(_Coding):
         header = container.header
         length = len(data)
         del data
-        picture, codec = self.restore(container, progress)
+        wide = format == "PNG" and Flags.SIXTEEN_BIT in header.flags
+        depth = self.depth or (16 if wide else 8)
+        picture, codec = self.restore(container, progress, depth)
         image = write(picture, format)
         files.write(job.target, image, force=self.force)
         return {
@@ -209,9 +244,10 @@ class Decode(_Coding):
         }
 
     def restore(
-        self, container: Container, progress: Progress | None = None
+        self, container: Container, progress: Progress | None = None, bits: int = 8
     ) -> "tuple[Picture, Codec]":
-        """The picture in a file that was taken apart, and the codec that decoded it.
+        """The picture in a file that was taken apart, of 8 or 16 bits per sample, and the codec that
+        decoded it.
 
         Raises what `Codec.decode` and `load_codec` raise; of a damaged file as little as possible is
         loaded before.
@@ -225,7 +261,10 @@ class Decode(_Coding):
             from aiocodec.hyper import screen
         screen(container, load_frozen(fitting))
         codec = load_codec(self.model or fitting, self.device, self.threads)
-        return codec.decode(container, **_told(progress, header.width, header.height)), codec
+        options: dict[str, Any] = _told(progress, header.width, header.height)
+        if bits != 8:
+            options["bits"] = bits
+        return codec.decode(container, **options), codec
 
     def _is_input(self, kind: str | None) -> bool:
         return kind == "AIC"
@@ -268,7 +307,7 @@ def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
     """Import PyTorch and load a model.
 
     Raises LimitError for too little memory, RuntimeMissing where PyTorch cannot be loaded,
-    CompatibilityError for a device that is not there, ModelError for weights that are not.
+    ModelError for a device or weights that are not there.
     """
     try:
         with loading("torch"):
@@ -277,8 +316,6 @@ def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
             from aiocodec.codec import Codec
     except Exception as fault:
         raise as_aic_error(fault) from None
-    if device == "cuda" and not torch.cuda.is_available():
-        raise CompatibilityError("no CUDA device is available")
     if threads is not None:
         torch.set_num_threads(threads)
     return Codec(model, device)

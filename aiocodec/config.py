@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 DEFAULT_QUALITY = 50
+DEFAULT_EFFORT, MAX_EFFORT = 0, 9  # of the encoder's search; what costs no more than twice as long
 MAX_SIDE = 65535  # pixels of a picture, per side
 MAX_COMMENT = 1 << 16  # bytes of a remark in an .aic file
 DEFAULT_MAX_PIXELS = 1 << 28  # of a picture that is encoded

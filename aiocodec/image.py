@@ -284,7 +284,7 @@ def write(picture: Picture, format: str = "PNG") -> bytes:
         if picture.rgb.dtype == np.uint16:
             if format == "PNG":
                 return _wide_png(picture, alpha, gray)
-            picture = replace(picture, rgb=_eight_bits(picture.rgb))
+            picture = replace(picture, rgb=eight_bits(picture.rgb))
         image = Image.fromarray(_channels(picture.rgb, alpha, gray))
         image.save(out, format, **_options(picture, format, gray))
     except KeyError as error:
@@ -399,12 +399,7 @@ def to_pillow(picture: Picture) -> Image.Image:
     """
     rgb = picture.rgb
     if rgb.dtype == np.uint16:
-        height, width, _ = rgb.shape
-        rgb = np.empty((height, width, 3), np.uint8)
-        step = max(1, _STRIP // width)
-        for top in range(0, height, step):
-            wide = picture.rgb[top : top + step].astype(np.uint32)
-            rgb[top : top + step] = (wide * 255 + 32767) // 65535
+        rgb = eight_bits(rgb)
     image = Image.fromarray(_channels(rgb, picture.alpha, picture.gray))
     image.info = {
         name: value
@@ -418,6 +413,18 @@ def to_pillow(picture: Picture) -> Image.Image:
         if value
     }
     return image
+
+
+def eight_bits(samples: NDArray[np.uint16], top: int = 65535) -> NDArray[np.uint8]:
+    """0..`top` to 0..255, rounded, of any shape [H, W, ...]; what is above it is `top`."""
+    levels = np.empty(samples.shape, np.uint8)
+    for rows in _rows(samples):
+        part = np.minimum(samples[rows], top).astype(np.uint32)
+        part *= 255
+        part += top // 2
+        part //= top
+        levels[rows] = part
+    return levels
 
 
 def pack_alpha(alpha: NDArray[np.uint8]) -> bytes:
@@ -641,7 +648,7 @@ def _to_eight_bits(samples: NDArray[Any], top: float) -> NDArray[np.uint8]:
     if samples.dtype == np.uint8:
         return samples
     if samples.dtype == np.uint16:
-        return _eight_bits(samples, int(top))
+        return eight_bits(samples, int(top))
     return (np.clip(_finite(samples) * (255 / top), 0, 255) + 0.5).astype(np.uint8)
 
 
@@ -805,7 +812,7 @@ def _converted(
         return levels[..., None], _keyed(strip, levels, depth)
     if strip.mode.startswith("I"):
         samples = np.asarray(strip)
-        levels = _eight_bits(np.maximum(samples, 0), 4095 if depth == 12 else 65535)
+        levels = eight_bits(np.maximum(samples, 0), 4095 if depth == 12 else 65535)
         return levels[..., None], _keyed(strip, samples, depth)
     if strip.mode in ("LA", "La"):
         both = np.asarray(strip.convert("LA"))
@@ -1247,18 +1254,6 @@ def _rows(pixels: NDArray[Any], size: int = _STRIP) -> Iterator[slice]:
     height, width = pixels.shape[:2]
     step = max(1, size // width)
     return (slice(top, top + step) for top in range(0, height, step))
-
-
-def _eight_bits(samples: NDArray[np.uint16], top: int = 65535) -> NDArray[np.uint8]:
-    """0..`top` to 0..255, rounded, of any shape [H, W, ...]; what is above it is `top`."""
-    levels = np.empty(samples.shape, np.uint8)
-    for rows in _rows(samples):
-        part = np.minimum(samples[rows], top).astype(np.uint32)
-        part *= 255
-        part += top // 2
-        part //= top
-        levels[rows] = part
-    return levels
 
 
 def _wide_png(picture: Picture, alpha: NDArray[np.uint8] | None, gray: bool) -> bytes:

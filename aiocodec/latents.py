@@ -43,14 +43,24 @@ class LatentCoder:
         self.entropy = ExactEntropyModel(frozen).to(self.device)
         self.hyper, self.tables_y = HyperCoder(frozen), tables(frozen, "y")
 
+    def z_hat(self, z: Tensor) -> Tensor:
+        """z [Z, h, w], whatever its values, as the decoder will have it."""
+        bound = self.program.z_max
+        return z.add(0.5).floor().nan_to_num(0).clamp(-bound, bound)
+
     def encode(
-        self, y: Tensor, z: Tensor, quality: int, progress: Progress = lambda done: None
+        self,
+        y: Tensor,
+        z: Tensor,
+        quality: int,
+        progress: Progress = lambda done: None,
+        *,
+        restore: bool = False,
     ) -> Latents:
         """y [N, H, W] and z [Z, H/4, W/4], float32, whatever their values, of a picture that is coded
         at a quality 0..100, to the words that `decode` takes. y is used up: it holds what the decoder
-        will know of it, in units of its steps."""
-        encoder, bound = Encoder(), self.program.z_max
-        z_hat = z.add(0.5).floor().nan_to_num(0).clamp(-bound, bound)
+        will know of it, in units of its steps, and with `restore` what `decode` returns."""
+        encoder, z_hat = Encoder(), self.z_hat(z)
         crc = z_crc = self.hyper.encode(encoder, z_hat.int().cpu().numpy(), quality)
         grid = _Grid(self.entropy, z_hat, quality)
         for tile in grid:
@@ -72,6 +82,9 @@ class LatentCoder:
             encoder.encode(coded, tables_of_coded, self.tables_y)
             crc = symbols_crc(coded, crc)
             progress((k + 1) / self.entropy.passes)
+        if restore:
+            for tile in grid:
+                grid.of(y, tile).mul_(self.entropy.steps(grid.features(tile)))
         return Latents(encoder.finish(), crc, z_crc)
 
     def decode(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aiocodec.entropy.frozen import FrozenEntropyModel
+    from aiocodec.entropy.model import EntropyModel
     from aiocodec.model import Model
     from aiocodec.transforms import Transforms
 
@@ -224,27 +225,33 @@ class Pretrained:
             ) from None
         return transforms.eval().requires_grad_(False)
 
-    def trainable(self) -> "Model":
-        """The whole float model, to be trained on or to be compared with: the transforms as they
-        are, the entropy model made of floats again (see `thaw`); errors as of `transforms`."""
-        import torch
-
+    def entropy(self) -> "EntropyModel":
+        """The entropy model made of floats again (see `thaw`), which has gradients; errors as of
+        `transforms`."""
         from aiocodec.entropy.frozen import thaw
-        from aiocodec.model import Model
 
-        transforms, entropy = self.transforms(), thaw(self.frozen, self.config.entropy)
-        with torch.device("meta"):
-            model = Model(self.config)
-        model.transforms, model.entropy = transforms, entropy
+        entropy = thaw(self.frozen, self.config.entropy)
         densities = {
             k.removeprefix(DENSITIES): v for k, v in self.tensors.items() if k.startswith(DENSITIES)
         }
         try:
-            model.entropy.load_state_dict(densities, strict=False)
+            entropy.load_state_dict(densities, strict=False)
         except RuntimeError:
             raise ModelError(
                 f"the densities of {self.config.name!r} are of another network"
             ) from None
+        return entropy.eval().requires_grad_(False)
+
+    def trainable(self) -> "Model":
+        """The whole float model, to be trained on or to be compared with; errors as of `transforms`."""
+        import torch
+
+        from aiocodec.model import Model
+
+        transforms, entropy = self.transforms(), self.entropy()
+        with torch.device("meta"):
+            model = Model(self.config)
+        model.transforms, model.entropy = transforms, entropy
         return model.requires_grad_(True)
 
 

@@ -35,7 +35,11 @@ def functions(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     container = aiocodec.inspect(data)
     assert_type(container, Container)
     assert_type(container.header.quality, int)
-    return assert_type(aiocodec.decode(data, device="cpu"), NDArray[np.uint8])
+    picture = aiocodec.to_picture(rgb)
+    assert_type(picture, aiocodec.Picture)
+    found = aiocodec.encode_to(picture, max_bytes=len(data), device="cpu")
+    assert_type(found.quality, int)
+    return assert_type(aiocodec.decode(data, device="cpu"), NDArray[Any])
 
 
 def a_codec(rgb: NDArray[np.uint8]) -> Picture:
@@ -46,15 +50,15 @@ def a_codec(rgb: NDArray[np.uint8]) -> Picture:
     picture = Picture(rgb=rgb, alpha=rgb[..., 0])
     data = codec.encode(picture, 40, strip=True, verify=True, progress=told.append)
     assert_type(data, bytes)
-    limited, quality = codec.encode_to_size(picture, len(data))
-    assert_type(limited, bytes)
-    assert_type(quality, int)
-    return assert_type(codec.decode(limited, max_pixels=1 << 20), Picture)
+    found = codec.encode_to(picture, max_bytes=len(data))
+    assert_type(found.data, bytes)
+    assert_type(found.quality, int)
+    return assert_type(codec.decode(found.data, max_pixels=1 << 20), Picture)
 
 
 def misuse(anything: Any) -> None:
     """What mypy must find, or it would find nothing: an unused `ignore` is an error."""
     if anything:
-        aiocodec.encode("picture.png")  # type: ignore[arg-type]
+        aiocodec.encode("picture.png", "best")  # type: ignore[arg-type]
         anything = aiocodec.decode(b"").nonsense  # type: ignore[attr-defined]
         anything = aiocodec.nonsense  # type: ignore[attr-defined]

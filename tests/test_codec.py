@@ -1,15 +1,21 @@
 """Laws of the pipeline: what goes in comes out, whatever the size, machine state or metadata."""
 
 import json
+import math
+import pickle
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import aiocodec
-from aiocodec.codec import Codec
+from aiocodec import search
+from aiocodec.codec import Codec, highest
 from aiocodec.config import CHECKERBOARD, EntropyConfig, ModelConfig, Stage
 from aiocodec.container import (
     HEADER_SIZE,
@@ -31,7 +37,7 @@ from aiocodec.errors import (
 from aiocodec.hyper import symbols_crc
 from aiocodec.image import Picture
 from aiocodec.latents import LatentCoder
-from aiocodec.metrics import psnr
+from aiocodec.metrics import ms_ssim, psnr
 from aiocodec.model import Model
 from aiocodec.pretrained import Manifest
 from aiocodec.training.release import frozen_of, release
@@ -343,13 +349,161 @@ def test_the_pixel_limit_comes_first(codec):
 
 def test_encoding_to_a_size(codec, photo):
     for limit in (6000, 20000):
-        data, quality = codec.encode_to_size(photo, limit)
-        assert len(data) <= limit
-        assert unpack(data).header.quality == quality
-        if quality < 100:
-            assert len(codec.encode(photo, quality + 1)) > limit
-    with pytest.raises(LimitError):
-        codec.encode_to_size(photo, 50)
+        found = codec.encode_to(photo, max_bytes=limit)
+        assert len(found.data) <= limit
+        assert unpack(found.data).header.quality == found.quality
+        assert found.encodes <= 8
+        if found.quality < 100:
+            assert len(codec.encode(photo, found.quality + 1)) > limit
+    with pytest.raises(LimitError, match="50 bytes"):
+        codec.encode_to(photo, max_bytes=50)
+
+
+@pytest.mark.parametrize(
+    ("goal", "measure"), [({"min_psnr": 31}, psnr), ({"min_ssim": 0.96}, ms_ssim)]
+)
+def test_encoding_to_a_fidelity(codec, photo, goal, measure):
+    found = codec.encode_to(photo, **goal)
+    wanted = min(goal.values())
+    value = found.psnr if "min_psnr" in goal else found.ssim
+    assert found.against == "input"
+    assert value == measure(photo.rgb, codec.decode(found.data).rgb) >= wanted
+    assert found.data == codec.encode(photo, found.quality)
+    below = codec.encode(photo, found.quality - 1)
+    assert measure(photo.rgb, codec.decode(below).rgb) < wanted
+
+
+def test_a_spoiled_picture_is_compared_with_what_is_restored(codec, photo):
+    noise = np.random.default_rng(0).normal(0, 25, photo.rgb.shape)
+    noisy = (photo.rgb + noise).clip(0, 255).astype(np.uint8)
+    found = codec.encode_to(replace(photo, rgb=noisy), min_psnr=32)
+    assert found.against == "restored"
+    assert found.psnr >= 32 > psnr(noisy, codec.decode(found.data).rgb) + 5
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [{}, {"min_psnr": 60}, {"max_bytes": 9, "min_psnr": 9}, {"max_bytes": 0}, {"min_psnr": "high"}],
+)
+def test_targets_that_cannot_be_met(codec, photo, goal):
+    with pytest.raises(LimitError if goal == {"min_psnr": 60} else ValueError):
+        codec.encode_to(photo, **goal)
+
+
+@given(
+    limit=st.integers(-1, 101), shape=st.sampled_from([0.3, 1.0, 3.0]), slope=st.floats(1e-4, 1e4)
+)
+def test_a_search_finds_the_last_quality_within_a_limit_in_few_steps(limit, shape, slope):
+    asked = []
+
+    def margin(quality):
+        asked.append(quality)
+        place = quality - limit - 0.5
+        return -math.copysign(abs(place) ** shape, place)
+
+    assert highest(margin, slope) == (None if limit < 0 else min(limit, 100))
+    assert len(asked) == len(set(asked)) <= 13
+
+
+# --------------------------------------------------------------------------- effort and bits
+
+
+def test_an_effort_never_costs_more_in_bits_and_distortion(codec, photo):
+    cut = replace(photo, rgb=np.ascontiguousarray(photo.rgb[100:228, 100:292]))
+    lower = 0
+    for quality in (20, 80):
+        costs = []
+        for effort in (0, 3):
+            data = codec.encode(cut, quality, effort=effort)
+            words = unpack_latents(unpack(data).get(ChunkType.LATENTS), 2).words
+            costs.append(search.cost(len(words), codec.decode(data).rgb, cut.rgb, quality))
+        assert costs[1] <= costs[0] * 1.001  # the target may hold a little of what is restored
+        lower += costs[1] < costs[0]
+    assert lower
+
+
+def test_an_effort_spends_nothing_on_noise(codec, photo):
+    clean = np.ascontiguousarray(photo.rgb[100:228, 100:292])
+    noise = np.random.default_rng(0).normal(0, 25, clean.shape)
+    noisy = replace(photo, rgb=(clean + noise).clip(0, 255).astype(np.uint8))
+    plain, searched = (codec.encode(noisy, 50, effort=effort) for effort in (0, 3))
+    assert len(searched) < 1.02 * len(plain)
+    assert psnr(clean, codec.decode(searched).rgb) > psnr(clean, codec.decode(plain).rgb) - 0.05
+
+
+def test_windows_of_a_large_picture_are_searched_one_by_one(codec, photo, monkeypatch):
+    monkeypatch.setattr(search, "WINDOW", 2)
+    cut = replace(photo, rgb=np.ascontiguousarray(photo.rgb[:192, :256]))
+    told = []
+    plain = codec.encode(cut, 80)
+    data = codec.encode(cut, 80, effort=1, progress=told.append)
+    assert codec.decode(data).rgb.shape == cut.rgb.shape
+    assert data != plain
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def test_sixteen_bits_are_the_eight_bits_before_their_rounding(codec, photo):
+    data = codec.encode(photo, 50)
+    narrow, wide = (codec.decode(data, bits=bits).rgb for bits in (8, 16))
+    assert wide.dtype == np.uint16
+    assert np.abs(wide / 257 - narrow).max() <= 0.51
+    assert len(np.unique(wide)) > 1000
+    with pytest.raises(ValueError, match="8 or 16"):
+        codec.decode(data, bits=10)
+
+
+# --------------------------------------------------------------------------- independence
+
+
+def test_nothing_that_a_caller_tells_torch_changes_a_byte(codec, photo):
+    cut = replace(photo, rgb=np.ascontiguousarray(photo.rgb[:128, :128]))
+    plain = codec.encode(cut, 50)
+    pixels = codec.decode(plain).rgb
+    state = torch.random.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
+            assert Codec(device="cpu").encode(cut, 50) == plain
+            assert np.array_equal(codec.decode(plain).rgb, pixels)
+            codec.encode(cut, 50, effort=1)
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_threads_may_share_a_codec(codec, photo):
+    cuts = [replace(photo, rgb=np.ascontiguousarray(photo.rgb[i : 64 + i, :96])) for i in range(8)]
+    alone = [codec.encode(cut, 50) for cut in cuts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda cut: codec.encode(cut, 50), cuts)) == alone
+
+
+def test_a_codec_can_be_pickled(codec):
+    again = pickle.loads(pickle.dumps(codec))
+    assert (again.name, again.device, again.fingerprint) == (
+        codec.name,
+        codec.device,
+        codec.fingerprint,
+    )
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", ""])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ModelError, match="device"):
+        Codec(device=device)
+
+
+@pytest.mark.parametrize("quality", [50.5, "50", None, [50], math.nan])
+def test_a_quality_is_a_whole_number(codec, quality):
+    with pytest.raises(TypeError, match="quality .* is not a whole number"):
+        codec.encode(picture(8, 8), quality)
+    with pytest.raises(TypeError, match="to_picture"):
+        codec.encode(picture(8, 8).rgb, 50)
 
 
 def test_running_out_of_memory_is_one_of_our_errors(codec, monkeypatch):

@@ -185,15 +185,27 @@ class EntropyModel(nn.Module):
         quality = quality_of_level(level_of_quality(quality, self.config), self.config)
         z_hat = _clamp(_round(z), -Z_MAX, Z_MAX)
         likelihoods_z = self.prior_z(z + torch.rand_like(z) - 0.5 if noise else z_hat, quality)
+        params = self.params(z_hat, quality)
+        step = self.step(params)
+        v_hat, likelihoods_y = self.code(y / step, params, noise)
+        return v_hat * step, likelihoods_y, likelihoods_z
 
-        params = self.fusion(self.h_s(self.told(z_hat, quality)))
-        log_step, index, mean = params.chunk(3, dim=1)
-        step = torch.exp2(_clamp(log_step, -STEP_BITS, STEP_BITS))
-        v = y / step
+    def params(self, z_hat: Tensor, quality: Tensor) -> Tensor:
+        """What the decoder learns from z_hat [B, Z, H/4, W/4] for every element of y: logarithm of the
+        step, index and mean, [B, 3 N, H, W]; quality [B], one of those that levels stand for."""
+        params: Tensor = self.fusion(self.h_s(self.told(z_hat, quality)))
+        return params
 
-        v_hat = torch.zeros_like(y)
+    def step(self, params: Tensor) -> Tensor:
+        """The step of every element of y, [B, N, H, W], out of `params`."""
+        return torch.exp2(_clamp(params.chunk(3, dim=1)[0], -STEP_BITS, STEP_BITS))
+
+    def code(self, v: Tensor, params: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+        """v = y / step to v_hat and its likelihoods, all of them [B, N, H, W], in all passes."""
+        _, index, mean = params.chunk(3, dim=1)
+        v_hat = torch.zeros_like(v)
         scale_index, means = index, mean
-        for k, mask in enumerate(self.masks(y)):
+        for k, mask in enumerate(self.masks(v)):
             if k > 0:
                 more = self.refine(k, v_hat, params)
                 scale_index, means = (
@@ -209,8 +221,8 @@ class EntropyModel(nn.Module):
         symbols = _round(residual)
         scale_index = _clamp(SCALE_ZERO + INDEX_UNIT * scale_index, 0, SCALES - 1)
         scales = torch.exp2((scale_index - SCALE_ZERO) / SCALE_OCTAVE)
-        noisy = residual + torch.rand_like(y) - 0.5 if noise else symbols
-        return v_hat * step, self.likelihood(noisy, scales), likelihoods_z
+        noisy = residual + torch.rand_like(v) - 0.5 if noise else symbols
+        return v_hat, self.likelihood(noisy, scales)
 
     def told(self, z_hat: Tensor, quality: Tensor) -> Tensor:
         """z_hat with what the quality says of it, the input of h_s."""
