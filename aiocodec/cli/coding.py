@@ -10,15 +10,15 @@ from typing import Any
 import click
 
 from aiocodec.batch import Decode, Encode, Job, Row, Work, guard, run, spread
-from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, coding_options
+from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, StripAlone, coding_options
 from aiocodec.cli.report import Reporter
-from aiocodec.config import DEFAULT_QUALITY
+from aiocodec.config import DEFAULT_EFFORT, DEFAULT_QUALITY, MAX_EFFORT
 from aiocodec.errors import OutputError
 from aiocodec.files import identity, is_stdout, is_stream
 from aiocodec.loading import loading
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, cls=StripAlone)
 @click.argument("paths", metavar="IN [OUT]", type=FILE_NAME, nargs=-1, required=True)
 @click.option(
     "-q",
@@ -37,7 +37,33 @@ from aiocodec.loading import loading
     metavar="SIZE",
     help="Best quality within a file size: 40000, 40kB (1000 bytes each), 40KiB or 40K (1024).",
 )
-@click.option("--strip", is_flag=True, help="Leave ICC profile, EXIF and XMP out.")
+@click.option(
+    "--target-psnr",
+    type=click.FloatRange(0, min_open=True),
+    metavar="DB",
+    help="Lowest quality that decodes to so many dB of IN, or, where IN is spoiled, of what is restored "
+    "of it at quality 100.",
+)
+@click.option(
+    "--target-ssim",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SSIM",
+    help="The same for MS-SSIM, 0.97 for example.",
+)
+@click.option(
+    "-e",
+    "--effort",
+    type=click.IntRange(0, MAX_EFFORT),
+    default=DEFAULT_EFFORT,
+    show_default=True,
+    help="How long to search for a better file: 0 not at all, 9 for a minute per megapixel.",
+)
+@click.option(
+    "--strip",
+    type=click.Choice(["all", "private"]),
+    help="Leave metadata out: all of it, which is what --strip alone does, or what is private, so that "
+    "ICC profile and dots per inch stay.",
+)
 @click.option("--verify", is_flag=True, help="Decode the symbols before the file is written.")
 @click.option("--strict", is_flag=True, help="Refuse damaged images, be they readable in part.")
 @click.option(
@@ -51,7 +77,10 @@ def encode(
     quality: int | None,
     target_bpp: float | None,
     max_bytes: int | None,
-    strip: bool,
+    target_psnr: float | None,
+    target_ssim: float | None,
+    effort: int,
+    strip: str | None,
     verify: bool,
     strict: bool,
     formats: str | None,
@@ -62,16 +91,21 @@ def encode(
     IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .aic, or stdout where
     IN is a stream. Several inputs, and folders with -r, need --out-dir.
     """
-    if sum(goal is not None for goal in (quality, target_bpp, max_bytes)) > 1:
-        raise click.UsageError("--quality, --target-bpp and --max-bytes exclude each other")
-    if target_bpp is not None and not math.isfinite(target_bpp):
-        raise click.BadParameter(f"{target_bpp} is not finite", param_hint="--target-bpp")
+    goals = (quality, target_bpp, max_bytes, target_psnr, target_ssim)
+    if sum(goal is not None for goal in goals) > 1:
+        raise click.UsageError("give one of --quality, --max-bytes and the targets, not several")
+    for name, target in (("bpp", target_bpp), ("psnr", target_psnr), ("ssim", target_ssim)):
+        if target is not None and not math.isfinite(target):
+            raise click.BadParameter(f"{target} is not finite", param_hint=f"--target-{name}")
     work = functools.partial(
         Encode,
         quality=quality,
         target_bpp=target_bpp,
         max_bytes=max_bytes,
-        strip=strip,
+        target_psnr=target_psnr,
+        target_ssim=target_ssim,
+        effort=effort,
+        strip=strip or False,
         verify=verify,
         strict=strict,
         formats=_formats(formats),
@@ -84,8 +118,16 @@ def encode(
 @click.option(
     "--format", "format_name", metavar="NAME", help="Image format; by default from OUT, or PNG."
 )
+@click.option(
+    "-d",
+    "--depth",
+    type=click.Choice(["8", "16"]),
+    help="Bits per sample; by default 16 in a PNG whose source had more than 8, and only there.",
+)
 @coding_options
-def decode(paths: tuple[str, ...], format_name: str | None, **options: Any) -> None:
+def decode(
+    paths: tuple[str, ...], format_name: str | None, depth: str | None, **options: Any
+) -> None:
     """Decode .aic files to pictures.
 
     IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .png, or stdout where
@@ -101,7 +143,11 @@ def decode(paths: tuple[str, ...], format_name: str | None, **options: Any) -> N
     named = options["output"] is not None or (options["out_dir"] is None and len(paths) == 2)
     if named and not format_name:
         suffix = None  # that of OUT
-    _code(paths, functools.partial(Decode, suffix=suffix), **options)
+    _code(
+        paths,
+        functools.partial(Decode, suffix=suffix, depth=int(depth) if depth else None),
+        **options,
+    )
 
 
 def _code(
@@ -158,7 +204,7 @@ def _formats(names: str | None) -> tuple[str, ...] | None:
         return None
     with loading("numpy"):
         from aiocodec.image import FORMATS
-    alias = {"JPG": "JPEG", "TIF": "TIFF", "JP2": "JPEG2000"}
+    alias = {"JPG": "JPEG", "TIF": "TIFF", "JP2": "JPEG2000", "HEIC": "HEIF", "DNG": "RAW"}
     found = [name.strip().upper() for name in names.split(",")]
     found = [alias.get(name, name) for name in found]
     for name in found:
@@ -196,4 +242,9 @@ def _lines(row: Row, verbose: bool) -> list[str]:
         f"{files}: {row['width']}x{row['height']}, {row['bytes']} bytes, "
         f"{row['bpp']:.3f} bpp, quality {row['quality']}, {row['seconds']:.2f} s"
     )
+    if "psnr" in row or "ssim" in row:
+        what = f"{row['psnr']:.2f} dB" if "psnr" in row else f"MS-SSIM {row['ssim']:.4f}"
+        line += f", {what} of the {row['against']} picture"
+    if "encodes" in row:
+        line += f", {row['encodes']} encodes"
     return [line + (f", {row['model']} on {row['device']}" if verbose else "")]

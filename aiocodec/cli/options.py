@@ -74,6 +74,15 @@ class Size(click.ParamType):  # type: ignore[type-arg] # it takes none before cl
 SIZE = Size()
 
 
+class StripAlone(click.Command):
+    """A command whose option --strip needs no value; click would take the next argument for one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        known = ["--strip=all" if arg == "--strip" else arg for arg in args[:end]]
+        return super().parse_args(ctx, known + args[end:])
+
+
 def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Several options as one decorator, in their order."""
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
