@@ -30,7 +30,7 @@ from aiocodec.tiling import Progress, Tile, tiles
 from aiocodec.transforms import Synthesis
 
 EVALUATIONS = (0, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # of J, by effort 0..9
-WINDOW, HALO = 12, 2  # positions of z that are moved together, per side, and seen beside them
+WINDOW, HALO = 12, 1  # positions of z that are moved together, per side, and seen beside them
 WINDOW_PIXELS = ((WINDOW + 2 * HALO) * STRIDE) ** 2
 MEMORY = 3000  # bytes per pixel of a window that gradients take at most
 WEATHER = 2.5  # code values; what clean pictures and noise do not reach, see `target`
@@ -130,6 +130,7 @@ class _Window:
                 gradient = self._gradient(best)
             else:
                 rate *= _SHORTER
+            del tried  # or else its gradients would take memory beside the next one's
         return (best.v.detach() * self.step)[0][(..., *self.tile.within(_CELL))]
 
     def _at(self, v: Tensor) -> _Point:

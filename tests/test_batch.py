@@ -304,7 +304,7 @@ class Told:
 
     name, device = "stub", type("Device", (), {"type": "cpu"})
 
-    def encode(self, picture, quality, *, strip, verify, progress=None):
+    def encode(self, picture, quality, *, effort, strip, verify, progress=None):
         if progress:
             progress(0.5)
         return b"coded"

@@ -75,7 +75,9 @@ class Stub:
     name = "stub"
     device = SimpleNamespace(type="cpu")
 
-    def encode(self, picture: Any, quality: int, *, strip: bool, verify: bool) -> bytes:
+    def encode(
+        self, picture: Any, quality: int, *, effort: int, strip: bool, verify: bool
+    ) -> bytes:
         height, width, _ = picture.rgb.shape
         return container(quality=quality, size=(width, height))
 

@@ -28,6 +28,7 @@ from test_entropy import FOUR, TWO, random_model
 
 from aiocodec import container
 from aiocodec.cli import main
+from aiocodec.codec import Found
 from aiocodec.container import (
     HEADER_SIZE,
     MAGIC,
@@ -412,8 +413,9 @@ class Stub:
         chunks = [(ChunkType.LATENTS, pack_latents(coded_z(width, height, quality))), note]
         return pack(Header(quality, width, height, self.fingerprint), chunks)
 
-    def encode_to_size(self, picture, max_bytes, **options):
-        return self.encode(picture, 7, **options), 7
+    def encode_to(self, picture, *, max_bytes, min_psnr, min_ssim, **options):
+        measured = {"psnr": min_psnr, "ssim": min_ssim}
+        return Found(self.encode(picture, 7, **options), 7, 1, **measured)
 
     def decode(self, file, **options):
         header = (unpack(file) if isinstance(file, bytes) else file).header

@@ -342,7 +342,7 @@ def test_strip_leaves_out_what_it_says(codec):
     ):
         found = {kind for kind, _ in unpack(codec.encode(whole, 5, strip=strip)).chunks}
         assert found - {ChunkType.LATENTS, ChunkType.PROVENANCE} == kept
-    data, _ = codec.encode_to_size(whole, 4000, strip="private")
+    data = codec.encode_to(whole, max_bytes=4000, strip="private").data
     assert codec.decode(data).density == NO_SQUARE
 
 

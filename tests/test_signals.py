@@ -35,7 +35,7 @@ except signals.Stopped as stopped:
 class Stub:
     name, device = "stub", SimpleNamespace(type="cpu")
 
-    def encode(self, picture, quality, *, strip, verify):
+    def encode(self, picture, quality, *, effort, strip, verify):
         height, width, _ = picture.rgb.shape
         latents = pack_latents(Latents(bytes(1 << 16), 1, 1))
         return pack(Header(quality, width, height, b"8 bytes!"), [(ChunkType.LATENTS, latents)])
