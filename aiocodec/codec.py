@@ -395,7 +395,7 @@ class Codec:
                 missing = ((0, max(0, bottom - height)), (0, max(0, right - width)), (0, 0))
                 pixels = np.pad(pixels, missing, mode="edge")
             x = (
-                torch.from_numpy(np.ascontiguousarray(pixels))
+                torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
                 .to(self.device)
                 .permute(2, 0, 1)[None]
                 .float()

@@ -114,7 +114,7 @@ class _Window:
         self.moved = torch.zeros_like(self.start[:1, :1])
         self.moved[(..., *tile.within(_CELL))] = 1
         rows, columns = tile.around(STRIDE)
-        pixels = torch.from_numpy(np.ascontiguousarray(wanted[rows, columns])).to(y.device)
+        pixels = torch.from_numpy(np.array(wanted[rows, columns])).to(y.device)
         self.wanted = pixels.permute(2, 0, 1)[None].float() / 255
         self.weight = float(lmbda(self.quality)) / 3  # of a squared error, in bits
 

@@ -148,6 +148,15 @@ def test_the_functions_do_what_a_codec_does(codec, photo):
             aiocodec.encode(RGB, device="cuda")
 
 
+def test_an_array_that_cannot_be_written_is_coded_without_a_word(recwarn):
+    fixed = RGB.copy()
+    fixed.flags.writeable = False
+    assert aiocodec.encode(fixed, effort=1, device="cpu") == aiocodec.encode(
+        RGB, effort=1, device="cpu"
+    )
+    assert not recwarn.list
+
+
 def test_a_picture_keeps_what_its_file_said(photo):
     exif = Image.Exif()
     exif[0x010F] = "Maker"
