@@ -29,6 +29,7 @@ from aiocodec.evaluate.study import (
     Sample,
     Study,
     add_noise,
+    default_cache,
     read_curves,
     spoil,
 )
@@ -512,6 +513,26 @@ def test_a_broken_cache_is_only_a_note(folder, tmp_path, run, kind):
     results = study.run()
     study.close()
     assert len(results.samples) == 3 and "cache cannot be used" in study.notes[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG folders are those of Linux")
+def test_the_cache_is_where_the_user_has_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert default_cache() == tmp_path / "elsewhere" / "aiocodec" / "evaluate.sqlite"
+    usual = tmp_path / ".cache" / "aiocodec" / "evaluate.sqlite"
+    for ignored in ("", "not/absolute"):  # the specification has it so
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert default_cache() == usual
+    assert not any(tmp_path.iterdir())  # asking makes no folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system knows a home")
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # of a user without an entry
+    assert default_cache() is None
 
 
 # --------------------------------------------------------------------------- earlier results

@@ -17,7 +17,6 @@ import os
 import platform
 import sqlite3
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from aiocodec import __version__
 from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError, out_of_memory
@@ -370,15 +370,13 @@ def _methods() -> str:
 # --------------------------------------------------------------------------- cache
 
 
-def default_cache() -> Path:
-    """Where measurements are kept between runs, as the platform has it."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "aiocodec" / "evaluate.sqlite"
+def default_cache() -> Path | None:
+    """Where measurements are kept between runs, as the platform has it; None for a user who has no home,
+    as containers know them."""
+    try:
+        return user_cache_path("aiocodec", appauthor=False, opinion=False) / "evaluate.sqlite"
+    except RuntimeError:
+        return None
 
 
 class Cache:
