@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiocodec import __version__
 from aiocodec.errors import AicError
+from aiocodec.memory import available_memory, group_limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -234,13 +235,11 @@ def _cuda() -> Check:
 
 
 def _memory() -> Check:
-    """What a process may still take: the least of what is free and what its control group leaves."""
-    about = _lines("/proc/meminfo")
-    if "MemTotal" not in about:
+    """What a process may still take, by the same account as coding."""
+    left, limit = available_memory(), group_limit()
+    if left is None:
         return Check("", None, "this system does not say")
-    total, free = (1024 * int(about[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
-    limit, used = _control_group()
-    left = free if limit is None else max(0, min(free, limit - used))
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     detail = f"{_size(left)} available of {_size(total)}"
     if limit is not None:
         detail += f", limited to {_size(limit)}"
@@ -248,22 +247,6 @@ def _memory() -> Check:
         detail += f"; a picture of a megapixel needs {_size(MIN_MEMORY)}"
     values = {"bytes": total, "available_bytes": left, "limit_bytes": limit}
     return Check("", left >= MIN_MEMORY, detail, values)
-
-
-def _control_group() -> tuple[int | None, int]:
-    """The limit of this process's control group in bytes, None without one, and what is used of it."""
-    root = Path("/sys/fs/cgroup")
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            found, used = ((root / name).read_text().strip() for name in (limit, usage))
-        except OSError:
-            continue
-        if found.isdigit() and int(found) < 1 << 60:  # the first version has a huge number for none
-            return int(found), int(used)
-    return None, 0
 
 
 def _lines(path: str) -> dict[str, str]:

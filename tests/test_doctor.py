@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 
 import numpy as np
@@ -202,10 +201,11 @@ def test_outside_of_the_repository_golden_files_do_not_apply(monkeypatch, tmp_pa
     assert found()["golden files"].ok is None
 
 
-def test_little_memory_is_found(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_control_group", lambda: (1 << 30, (1 << 30) - 1000))
-    checks = found()
-    if sys.platform == "linux":
-        assert checks["memory"].ok is False and checks["memory"].values["available_bytes"] == 1000
-    monkeypatch.setattr(doctor, "_lines", lambda path: {})
+def test_little_memory_is_found(monkeypatch):
+    monkeypatch.setattr(doctor, "available_memory", lambda: 1000)
+    monkeypatch.setattr(doctor, "group_limit", lambda: 1 << 30)
+    check = found()["memory"]
+    assert check.ok is False and check.values["available_bytes"] == 1000
+    assert "limited to 1.0 GiB" in check.detail and check.values["bytes"] > 1 << 28
+    monkeypatch.setattr(doctor, "available_memory", lambda: None)
     assert found()["memory"].ok is None
