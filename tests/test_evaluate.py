@@ -682,9 +682,10 @@ def test_pictures_are_those_of_the_table(folder):
 
 
 def test_odd_names_in_reports(folder, tmp_path):
-    """Mathematics, glyphs that a font lacks, two names that give one file name."""
+    """Mathematics, glyphs that a font lacks, markup, two names that give one file name."""
     spoiled = []
-    for name in ("x$\\frac$", "\u96e8", "noise-25"):
+    names = ("x$\\frac$", "\u96e8", "<i title='\"&amp;", "noise-25")
+    for name in names:
         spoiled.append(tmp_path / name)
         spoiled[-1].mkdir()
         for path in folder.iterdir():
@@ -696,10 +697,13 @@ def test_odd_names_in_reports(folder, tmp_path):
         ) as study:
             study.run()
             assert not write_report(study, tmp_path / "out", "aic")
-    assert len(list((tmp_path / "out").glob("rd-*.svg"))) == 4
+    assert len(list((tmp_path / "out").glob("rd-*.svg"))) == 5
     page = (tmp_path / "out" / "report.html").read_text()
     links = re.findall(r'href="#([^"]+)"', page)
-    assert len(set(links)) == 4 and set(links) == set(re.findall(r'h2 id="([^"]+)"', page))
+    assert len(set(links)) == 5 and set(links) == set(re.findall(r'h2 id="([^"]+)"', page))
+    parsed = Page(page)
+    assert not parsed.open and "<i t" not in page
+    assert all(parsed.text.count(name) >= 3 for name in names)  # link, head, input
 
 
 def test_pictures_have_nearly_equal_sizes(folder):

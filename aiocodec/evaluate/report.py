@@ -8,11 +8,11 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, features
 
@@ -179,7 +179,7 @@ class Tile(NamedTuple):
 
     title: str
     detail: str
-    crop: Pixels
+    crop: Pixels  # a copy, which does not keep the whole picture
 
 
 class Comparison(NamedTuple):
@@ -315,13 +315,13 @@ def compare(study: Study, degradation: str) -> Iterator[Comparison]:
         box = (left, top, right - 1, bottom - 1)
         ImageDraw.Draw(overview).rectangle(box, outline=COLOURS[0], width=max(2, width // 150))
         overview.thumbnail(CROP)
-        tiles = [] if study.is_clean(degradation) else [Tile("input", degradation, x[area])]
+        tiles = [] if study.is_clean(degradation) else [Tile("input", degradation, x[area].copy())]
         shown[reference.name] = middle, ours  # last, beside the clean image
         for name, (quality, coded) in shown.items():
             rate, distortion = bpp(len(coded.data), width, height), psnr(clean, coded.decoded)
             detail = f"q {quality} · {rate:.3f} bpp · {distortion:.2f} dB"
-            tiles.append(Tile(name, detail, coded.decoded[area]))
-        tiles.append(Tile("clean", "the original", clean[area]))
+            tiles.append(Tile(name, detail, coded.decoded[area].copy()))
+        tiles.append(Tile("clean", "the original", clean[area].copy()))
         yield Comparison(image, why, np.asarray(overview), tiles)
 
 
@@ -331,60 +331,109 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>aic evaluate</title>
 <style>
-:root {{ --ink: #1c1d1f; --soft: #63666c; --line: #dcdee2; --paper: #fff; --wash: #f5f6f8;
-  --good: #d9efdd; --bad: #fbe0da; --ours: #d55e00; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e8e9eb; --soft: #a0a4ab; --line: #3a3d43;
-  --paper: #17181a; --wash: #212327; --good: #1f4029; --bad: #51271d; --ours: #ff8a3d; }} }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 86rem; color: var(--ink);
-  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.7rem; margin: 0; }}  h2 {{ margin: 3rem 0 .5rem; font-size: 1.35rem; }}
-p, li {{ max-width: 60rem; }}  .soft, figcaption, summary {{ color: var(--soft); }}
-code, pre {{ font: .87em ui-monospace, monospace; }}
-pre {{ background: var(--wash); padding: .7rem 1rem; border-radius: .4rem; overflow-x: auto; }}
-nav a {{ margin-right: 1rem; }}  a {{ color: inherit; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }}
-th {{ font-weight: 600; }}  th:first-child, td:first-child {{ text-align: left; }}
-td.good {{ background: var(--good); }}  td.bad {{ background: var(--bad); }}
-.plot {{ width: 100%; max-width: 62rem; background: #fff; border-radius: .4rem; }}
-.row {{ display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: .9rem;
-  margin: .5rem 0 2rem; }}
-@media (max-width: 50rem) {{ .row {{ grid-template-columns: repeat(2, 1fr); }} }}
-figure {{ margin: 0; position: relative; }}
-figure .crop {{ position: relative; background: var(--wash); border-radius: .3rem; overflow: hidden; }}
-figure img {{ display: block; width: 100%; image-rendering: auto; }}
-figure .clean {{ position: absolute; inset: 0; opacity: 0; }}
-figure:hover .clean {{ opacity: 1; }}
-figure.overview img {{ aspect-ratio: 320 / 216; object-fit: contain; }}
-figcaption {{ font-size: .85rem; line-height: 1.35; padding-top: .3rem; }}
-figcaption b {{ color: var(--ink); }}  figure.ours .crop {{ outline: 3px solid var(--ours); }}
+:root { --ink: #1c1d1f; --soft: #63666c; --line: #dcdee2; --paper: #fff; --wash: #f5f6f8;
+  --good: #d9efdd; --bad: #fbe0da; --ours: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e9eb; --soft: #a0a4ab; --line: #3a3d43;
+  --paper: #17181a; --wash: #212327; --good: #1f4029; --bad: #51271d; --ours: #ff8a3d; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 86rem; color: var(--ink);
+  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0; }  h2 { margin: 3rem 0 .5rem; font-size: 1.35rem; }
+p, li { max-width: 60rem; }  .soft, figcaption, summary { color: var(--soft); }
+code, pre { font: .87em ui-monospace, monospace; }
+pre { background: var(--wash); padding: .7rem 1rem; border-radius: .4rem; overflow-x: auto; }
+nav a { margin-right: 1rem; }  a { color: inherit; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th { font-weight: 600; }  th:first-child, td:first-child { text-align: left; }
+td.good { background: var(--good); }  td.bad { background: var(--bad); }
+.plot { width: 100%; max-width: 62rem; background: #fff; border-radius: .4rem; }
+.row { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: .9rem;
+  margin: .5rem 0 2rem; }
+@media (max-width: 50rem) { .row { grid-template-columns: repeat(2, 1fr); } }
+figure { margin: 0; position: relative; }
+figure .crop { position: relative; background: var(--wash); border-radius: .3rem; overflow: hidden; }
+figure img { display: block; width: 100%; image-rendering: auto; }
+figure .clean { position: absolute; inset: 0; opacity: 0; }
+figure:hover .clean { opacity: 1; }
+figure.overview img { aspect-ratio: 320 / 216; object-fit: contain; }
+figcaption { font-size: .85rem; line-height: 1.35; padding-top: .3rem; }
+figcaption b { color: var(--ink); }  figure.ours .crop { outline: 3px solid var(--ours); }
 </style></head><body>
-<h1>{title}</h1>
-<p class="soft">{subtitle}</p>
-<pre>{command}</pre>
-<nav>{links}</nav>
-<h2>{first} against every other codec</h2>
-<p>BD-rate: how many more bits {first} needs for equal PSNR, in percent; negative is better. BD-PSNR: how
+{% macro table(rows) %}
+<div class="scroll"><table>
+{% for row in rows %}
+{% set tag = "th" if loop.first else "td" %}
+<tr>
+{%- for cell in row %}
+{%- set text, kind = (cell, "") if cell is string else cell %}
+<{{ tag }}{% if kind %} class="{{ kind }}"{% endif %}>{{ text }}</{{ tag }}>
+{%- endfor %}
+</tr>
+{% endfor %}
+</table></div>
+{% endmacro %}
+<h1>Codecs side by side</h1>
+<p class="soft">aiocodec {{ version }}, {{ images }} images</p>
+<pre>{{ command }}</pre>
+<nav>{% for section in sections %}<a href="#{{ section.id }}">{{ section.degradation }}</a>{% endfor %}</nav>
+<h2>{{ first }} against every other codec</h2>
+<p>BD-rate: how many more bits {{ first }} needs for equal PSNR, in percent; negative is better. BD-PSNR: how
 many dB it gains at equal bits; positive is better. A dash where nothing can be said, mostly because the
 curves share too few qualities or rates. PSNR is always against the clean image.</p>
-<div class="scroll">{summary}</div>
-{failures}
-{sections}
+{% if summary %}{{ table(summary) }}{% else %}<p>Nothing to compare with.</p>{% endif %}
+
+{% if notes %}
+<h2>Notes</h2><ul>
+{% for what, why in notes %}
+<li>{% if what %}<b>{{ what }}</b> is left out: {% endif %}{{ why }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+{% for section in sections %}
+<h2 id="{{ section.id }}">{{ section.degradation }}</h2>
+{% if section.plot %}
+<img class="plot" src="{{ section.plot | uri("svg+xml") }}" alt="PSNR and MS-SSIM over bits per pixel, {{ section.degradation }}">
+{% endif %}
+<details><summary>All figures</summary>{{ table(section.points) }}</details>
+{% for row in section.comparisons %}
+{% set clean = row.tiles[-1].crop | uri %}
+<div class="row" style="--columns: {{ 4 if row.tiles | length > 5 else 3 }}">
+<figure class="overview"><div class="crop"><img src="{{ row.overview | uri }}" alt=""></div>
+<figcaption><b>{{ row.image }}</b><br>{{ row.why }}</figcaption></figure>
+{% for tile in row.tiles %}
+<figure{% if tile.title == first %} class="ours"{% endif %}><div class="crop"><img src="{{ tile.crop | uri }}" alt="{{ tile.title }}">
+<img class="clean" src="{{ clean }}" alt=""></div>
+<figcaption><b>{{ tile.title }}</b><br>{{ tile.detail }}</figcaption></figure>
+{% endfor %}
+</div>
+{% endfor %}
+{% endfor %}
 <h2>How this was measured</h2>
 <p>Rates are those of whole files, distortions those of decoded pixels in 8 bits; means over the same
 images for every codec. Seconds are for coding alone, with programs loaded and pixels in memory, on
-{system}; a denoiser's count as encoding. Memory is the largest resident size of the codec's own process, Python included. Edges is how
+{{ system.processor }} ({{ system.cores }} cores, {{ system.threads or "any" }} threads; aic on {{ system.device }}),
+{{ system.platform }}, Python {{ system.python }}, PyTorch {{ system.torch }}, Pillow {{ system.pillow }}; a denoiser's count as encoding. Memory is the largest resident size of the codec's own process, Python included. Edges is how
 well the edges that a Canny detector finds in the decoded picture agree with those of the clean one
 (F-measure, 0 to 1). Blocks is how much larger steps of luma are at multiples of 16 pixels of the decoded
 picture than elsewhere: photographs have about 1, blocks that one sees 1.4 and more. Of pictures side by
-side, each codec has the quality whose file comes nearest in size to that of {first}; they are cropped where {first} and its best rival differ most. Hold the pointer
+side, each codec has the quality whose file comes nearest in size to that of {{ first }}; they are cropped where {{ first }} and its best rival differ most. Hold the pointer
 over a picture to see the clean one.</p>
-<ul>{codecs}</ul>
+<ul>{% for codec in codecs %}<li><code>{{ codec }}</code></li>{% endfor %}</ul>
 </body></html>
 """
+
+
+class Section(NamedTuple):
+    """What the page has of a degradation."""
+
+    id: str  # in the page and in names of files
+    degradation: str
+    plot: bytes | None  # SVG; None without matplotlib
+    points: list[list[str]]  # a table, its head first
+    comparisons: list[Comparison]
 
 
 def _data_uri(x: Pixels | bytes, kind: str = "webp") -> str:
@@ -396,28 +445,14 @@ def _data_uri(x: Pixels | bytes, kind: str = "webp") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(x).decode()}"
 
 
-def _html_table(rows: Sequence[Sequence[str]], classes: Sequence[Sequence[str]] = ()) -> str:
-    def cells(row: Sequence[str], tag: str, kinds: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{f' class={kind}' if kind else ''}>{escape(cell)}</{tag}>"
-            for cell, kind in zip(row, kinds, strict=True)
-        )
-
-    none = [""] * len(rows[0])
-    body = "".join(
-        f"<tr>{cells(row, 'td', classes[i] if classes else none)}</tr>"
-        for i, row in enumerate(rows[1:])
-    )
-    return f"<table><tr>{cells(rows[0], 'th', none)}</tr>{body}</table>"
-
-
-def _summary(deltas: Sequence[Delta]) -> str:
-    """A table: the other codecs down, degradations across."""
+def _summary(deltas: Sequence[Delta]) -> list[list[str | tuple[str, str]]]:
+    """A table, the other codecs down, degradations across, of texts and pairs (text, "good", "bad" or
+    neither); empty where there is nothing to compare with."""
     degradations = list(dict.fromkeys(delta.degradation for delta in deltas))
     found = {(delta.anchor, delta.degradation): delta for delta in deltas}
-    rows, classes = [["against", *degradations]], []
+    rows: list[list[str | tuple[str, str]]] = [["against", *degradations]] if deltas else []
     for anchor in dict.fromkeys(delta.anchor for delta in deltas):
-        row, kinds = [anchor], [""]
+        row: list[str | tuple[str, str]] = [anchor]
         for degradation in degradations:
             delta = found.get((anchor, degradation))
             rate, gain = (delta.bd_rate, delta.bd_psnr) if delta else (None, None)
@@ -425,29 +460,11 @@ def _summary(deltas: Sequence[Delta]) -> str:
                 "–" if rate is None else f"{rate:+.1f} %",
                 "–" if gain is None else f"{gain:+.2f} dB",
             ]
-            row.append(" / ".join(parts) if delta else "")
             better = -rate if gain is None and rate is not None else gain
-            kinds.append("" if better is None else "good" if better > 0 else "bad")
+            kind = "" if better is None else "good" if better > 0 else "bad"
+            row.append((" / ".join(parts) if delta else "", kind))
         rows.append(row)
-        classes.append(kinds)
-    return _html_table(rows, classes) if len(rows) > 1 else "<p>Nothing to compare with.</p>"
-
-
-def _row(comparison: Comparison, ours: str) -> str:
-    clean = _data_uri(comparison.tiles[-1].crop)
-    overview = (
-        f'<figure class="overview"><div class="crop"><img src="{_data_uri(comparison.overview)}" alt=""></div>'
-        f"<figcaption><b>{escape(comparison.image)}</b><br>{escape(comparison.why)}</figcaption></figure>"
-    )
-    tiles = "".join(
-        f'<figure{" class=ours" if tile.title == ours else ""}><div class="crop">'
-        f'<img src="{_data_uri(tile.crop)}" alt="{escape(tile.title)}">'
-        f'<img class="clean" src="{clean}" alt=""></div>'
-        f"<figcaption><b>{escape(tile.title)}</b><br>{escape(tile.detail)}</figcaption></figure>"
-        for tile in comparison.tiles
-    )
-    columns = 4 if len(comparison.tiles) > 5 else 3
-    return f'<div class="row" style="--columns: {columns}">{overview}{tiles}</div>'
+    return rows
 
 
 def write_report(
@@ -466,60 +483,44 @@ def write_report(
     write("results.json", json.dumps({"command": command, **results.to_dict()}, indent=1) + "\n")
     write("results.csv", as_csv(results))
     notes: list[str] = []
-    sections: list[str] = []
-    links: list[str] = []
+    sections: list[Section] = []
     order = list(dict.fromkeys((reference, *(curve.codec for curve in results.curves))))
     for i, degradation in enumerate(study.degradations):
         curves = [curve for curve in results.curves if curve.degradation == degradation]
         if not curves:
             continue
         name = "".join(c if c.isascii() and c.isalnum() or c in "-.+" else "-" for c in degradation)
-        if any(link.startswith(f'<a href="#{name}"') for link in links):
+        if any(section.id == name for section in sections):
             name = f"{name}-{i}"
-        title = f"{degradation}, means over {curves[0].images} images"
-        parts = [f'<h2 id="{name}">{escape(degradation)}</h2>']
+        svg, comparisons = None, []
         try:
-            figure = plot(curves, title, order)
+            figure = plot(curves, f"{degradation}, means over {curves[0].images} images", order)
             (folder / f"rd-{name}.png").write_bytes(_rendered(figure, "png"))
             svg = _rendered(figure, "svg")
             (folder / f"rd-{name}.svg").write_bytes(svg)
-            alt = f"PSNR and MS-SSIM over bits per pixel, {degradation}"
-            parts.append(
-                f'<img class="plot" src="{_data_uri(svg, "svg+xml")}" alt="{escape(alt)}">'
-            )
         except ImportError:
             notes.append(NO_EXTRA)
-        table = _html_table([row[1:] for row in points_table(curves)])
-        parts.append(
-            f'<details><summary>All figures</summary><div class="scroll">{table}</div></details>'
-        )
         try:
-            parts += [_row(comparison, reference) for comparison in compare(study, degradation)]
+            comparisons = list(compare(study, degradation))
         except AicError as error:
             notes.append(f"the pictures of {degradation} are missing: {error}")
-        sections.append("\n".join(parts))
-        links.append(f'<a href="#{name}">{escape(degradation)}</a>')
+        points = [row[1:] for row in points_table(curves)]
+        sections.append(Section(name, degradation, svg, points, comparisons))
         advance()
-    failures = "".join(
-        f"<li>{f'<b>{escape(what)}</b> is left out: ' if what else ''}{escape(why)}</li>"
-        for what, why in (*results.failures, *((None, note) for note in study.notes))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    system = results.system
-    page = PAGE.format(
-        title="Codecs side by side",
-        subtitle=f"aiocodec {__version__}, {len(study.sources)} images",
-        command=escape(command),
-        links="".join(links),
-        first=escape(reference),
+    environment.filters["uri"] = _data_uri
+    page = environment.from_string(PAGE).render(
+        version=__version__,
+        images=len(study.sources),
+        command=command,
+        first=reference,
         summary=_summary(results.deltas),
-        failures=f"<h2>Notes</h2><ul>{failures}</ul>" if failures else "",
-        sections="\n".join(sections),
-        system=escape(
-            f"{system['processor']} ({system['cores']} cores, {system['threads'] or 'any'} threads; aic"
-            f" on {system['device']}), {system['platform']}, Python {system['python']}, PyTorch"
-            f" {system['torch']}, Pillow {system['pillow']}"
-        ),
-        codecs="".join(f"<li><code>{escape(what)}</code></li>" for what in results.codecs.values()),
+        notes=[*results.failures, *((None, note) for note in study.notes)],
+        sections=sections,
+        system=results.system,
+        codecs=results.codecs.values(),
     )
     write("report.html", page)
     return list(dict.fromkeys(notes))
