@@ -1,6 +1,7 @@
 """Metrics agree with independent implementations, and say nothing where nothing can be said."""
 
 import math
+import sys
 
 import bjontegaard
 import numpy as np
@@ -83,6 +84,30 @@ def test_ms_ssim_of_equal_and_of_small_images(photo):
     assert ms_ssim(photo.rgb, photo.rgb) == 1
     assert ms_ssim(photo.rgb[:161, :161], photo.rgb[:161, :161]) == 1
     assert ms_ssim(photo.rgb[:160], photo.rgb[:160]) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is not told")
+def test_ms_ssim_takes_few_bytes_per_pixel_and_no_torch(python):
+    script = """
+import sys
+import numpy as np
+from pathlib import Path
+from aiocodec.metrics import ms_ssim
+
+def mib(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+a = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+b = a[::-1].copy()
+ms_ssim(a[:200], b[:200])  # what is loaded at the first use
+Path("/proc/self/clear_refs").write_text("5")
+before = mib("VmRSS")
+ms_ssim(a, b)
+print((mib("VmHWM") - before) * 2**20 / 2000**2, "torch" in sys.modules)
+"""
+    taken, torch_too = python(script).split()
+    assert 5 < float(taken) < 40 and torch_too == "False"
 
 
 def test_edges_agree_with_themselves_and_not_with_noise(photo, noisy):
