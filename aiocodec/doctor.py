@@ -42,6 +42,8 @@ LIBRARIES = {  # what is imported: what is installed
     "constriction": "constriction",
     "safetensors": "safetensors",
     "click": "click",
+    "jinja2": "jinja2",
+    "platformdirs": "platformdirs",
 }
 MIN_PYTHON = (3, 10)
 MIN_MEMORY = (
