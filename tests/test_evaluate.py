@@ -94,6 +94,8 @@ def test_degradations_are_seeded(photo):
     [
         ("aic", "aic", (10, 30, 50, 70, 90)),
         ("aic:fast@60,30,30", "aic:fast", (30, 60)),
+        ("aic/3@30", "aic/3", (30,)),
+        ("aic:fast/9@60", "aic:fast/9", (60,)),
         ("jpeg@0,100", "jpeg", (0, 100)),
         ("nlm+avif@20", "nlm+avif", (20,)),
         ("bm3d:12.5+webp@20", "bm3d:12.5+webp", (20,)),
@@ -110,6 +112,8 @@ def test_specifications(text, name, qualities):
         "png",
         "jpeg@101",
         "jpeg:fast",
+        "jpeg/3",
+        "aic/10",
         "jpeg@",
         "aic@5,x",
         "median+avif",

@@ -34,9 +34,9 @@ from aiocodec.loading import loading
 @click.option(
     "--codec",
     "codecs",
-    metavar="[RESTORER+]NAME[:MODEL][@Q,Q]",
+    metavar="[RESTORER+]NAME[:MODEL][/EFFORT][@Q,Q]",
     multiple=True,
-    help="aic, aic:fast@30,60, jpeg, webp, avif, nlm+avif (denoised first, told the noise);"
+    help="aic, aic:fast@30,60, aic/3, jpeg, webp, avif, nlm+avif (denoised first, told the noise);"
     " the first is compared with the others. May be repeated."
     "  [default: aic, jpeg, webp, avif, nlm+avif]",
 )

@@ -2,9 +2,9 @@
 
 A codec is named by a specification,
 
-    [RESTORER[:SIGMA]+]CODEC[:MODEL][@QUALITY,QUALITY,...]
+    [RESTORER[:SIGMA]+]CODEC[:MODEL][/EFFORT][@QUALITY,QUALITY,...]
 
-`aic`, `aic:fast@30,60`, `jpeg`, `webp`, `avif@20,40`, `nlm+avif`: the last is a cascade, which restores
+`aic`, `aic:fast@30,60`, `aic/3`, `jpeg`, `webp`, `avif@20,40`, `nlm+avif`: the last is a cascade, which restores
 with a classical method and codes what it gives. Every codec works in a process of its own, so that
 its peak memory is its own and its crash is no one else's.
 """
@@ -64,13 +64,14 @@ class CodecSpec:
     model: str | None = None  # of aic; None is the default of the package
     restorer: str | None = None  # a name of RESTORERS, run before the codec
     sigma: float | None = None  # of the noise that the restorer removes; None: as was added
+    effort: int = 0  # of aic, 0..9
 
     @classmethod
     def parse(cls, text: str) -> "CodecSpec":
         """A specification as in the docstring above; ValueError for any other text."""
         match = re.fullmatch(
             r"(?:(?P<restorer>\w+)(?::(?P<sigma>[\d.]+))?\+)?"
-            r"(?P<codec>\w+)(?::(?P<model>[\w-]+))?(?:@(?P<qualities>\d+(?:,\d+)*))?",
+            r"(?P<codec>\w+)(?::(?P<model>[\w-]+))?(?:/(?P<effort>\d))?(?:@(?P<qualities>\d+(?:,\d+)*))?",
             text,
         )
         if match is None:
@@ -84,8 +85,8 @@ class CodecSpec:
             raise ValueError(
                 f"no restorer is called {restorer!r}; there are {', '.join(RESTORERS)}"
             )
-        if match["model"] and codec != "aic":
-            raise ValueError(f"{text!r}: only aic has models")
+        if (match["model"] or match["effort"]) and codec != "aic":
+            raise ValueError(f"{text!r}: only aic has models and efforts")
         qualities = QUALITIES[codec]
         if match["qualities"]:
             qualities = tuple(sorted({int(q) for q in match["qualities"].split(",")}))
@@ -97,12 +98,13 @@ class CodecSpec:
             strength = math.inf
         if strength is not None and not SIGMAS[0] < strength <= SIGMAS[1]:
             raise ValueError(f"{text!r}: the noise is above 0 and at most 255, not {sigma}")
-        return cls(codec, qualities, match["model"], restorer, strength)
+        return cls(codec, qualities, match["model"], restorer, strength, int(match["effort"] or 0))
 
     @property
     def name(self) -> str:
         """The specification without qualities: how tables and plots call it."""
         codec = f"{self.codec}:{self.model}" if self.model else self.codec
+        codec += f"/{self.effort}" if self.effort else ""
         if self.restorer is None:
             return codec
         sigma = "" if self.sigma is None else f":{self.sigma:g}"
@@ -207,7 +209,7 @@ class Coder:
                 torch.set_num_threads(threads)
             codec = Codec(spec.model, device)
             self.encode: Callable[[Pixels, int], bytes] = lambda x, quality: codec.encode(
-                Picture(x), quality, strip=True
+                Picture(x), quality, effort=spec.effort, strip=True
             )
             self.decode: Callable[[bytes], Pixels] = lambda data: codec.decode(data).rgb
         else:
