@@ -158,9 +158,9 @@ class Codec:
         ((name, goal),) = given.items()
         if not isinstance(goal, int | float) or not goal > 0 or goal == float("inf"):
             raise ValueError(f"{name} {goal!r} is not a number above 0")
+        picture, beside = _eight_bit(picture), _beside(picture, strip)
         if min_ssim is not None and min(picture.rgb.shape[:2]) < MS_SSIM_SIDE:
             raise ImageError(f"MS-SSIM needs sides of {MS_SSIM_SIDE} pixels and more")
-        picture, beside = _eight_bit(picture), _beside(picture, strip)
         with self._ready(picture, effort):
             wanted, against = None, "input"
             reference = picture.rgb
@@ -172,34 +172,37 @@ class Codec:
             made: dict[int, tuple[Latents, float]] = {}
 
             def measure(quality: int) -> float:
-                """How good the file of a quality is, more being better."""
-                share = part_of(progress, 0.1 + 0.1 * len(made), 0.2 + 0.1 * len(made))
+                """What the target is about, of the file of a quality."""
+                start = min(0.9, 0.1 + 0.1 * len(made))
                 latents, decoded = self._latents(
-                    picture, quality, effort, wanted, share, restore=max_bytes is None
+                    picture,
+                    quality,
+                    effort,
+                    wanted,
+                    part_of(progress, start, start + 0.1),
+                    restore=max_bytes is None,
                 )
-                if max_bytes is not None:
+                if decoded is None or max_bytes is not None:
                     value = float(len(self._packed(picture, quality, latents, beside)))
+                elif min_psnr is not None:
+                    value = psnr(reference, decoded)
                 else:
-                    assert decoded is not None
-                    measure = psnr if min_psnr is not None else ms_ssim
-                    value = measure(reference, decoded) or 0.0
+                    value = ms_ssim(reference, decoded) or 0.0
                 made[quality] = latents, value
                 return value
 
             if max_bytes is not None:
                 quality = highest(lambda q: math.log(max_bytes / measure(q)), 0.03)
+                missed = f"even quality 0 needs more than {max_bytes} bytes"
             elif min_psnr is not None:
                 quality = lowest(lambda q: measure(q) - min_psnr, 0.1)
+                missed = "even quality 100 has no more than {:.2f} dB"
             else:
-                assert min_ssim is not None
-                quality = lowest(lambda q: _decibels(measure(q)) - _decibels(min_ssim), 0.1)
-            if quality is None and max_bytes is not None:
-                raise LimitError(f"even quality 0 needs more than {max_bytes} bytes")
+                bound = _decibels(min_ssim or 0.0)
+                quality = lowest(lambda q: _decibels(measure(q)) - bound, 0.1)
+                missed = "even quality 100 has no more than an MS-SSIM of {:.4f}"
             if quality is None:
-                reached = (
-                    f"{made[100][1]:.2f} dB" if min_psnr else f"an MS-SSIM of {made[100][1]:.4f}"
-                )
-                raise LimitError(f"even quality 100 has no more than {reached}")
+                raise LimitError(missed.format(made[0 if max_bytes is not None else 100][1]))
             latents, value = made[quality]
             if verify:
                 self._verify(latents, picture, quality)
@@ -244,10 +247,9 @@ class Codec:
             share = part_of(progress, stop, stop)
             return latents, self._g_s(y, width, height, quality, picture.gray, share)
 
-        plain = not (effort and wanted is not None)
-        y = self._g_a(picture.rgb, quality, part_of(progress, 0.0, 0.6 if plain else 0.05))
+        y = self._g_a(picture.rgb, quality, part_of(progress, 0.0, 0.05 if effort else 0.6))
         z = self._h_a(y)
-        if plain or wanted is None:
+        if wanted is None or not effort:
             return coded(y, 0.6, 1.0)
         restore, start = True, y.clone()
         before = coded(y, 0.05, 0.1)
@@ -626,9 +628,12 @@ def _own_state(device: torch.device) -> Iterator[None]:
 
 
 def _device(name: str) -> torch.device:
-    """ModelError for what is no device, or none that is here."""
+    """ModelError for what is no device, or none that is here. Others than these two have no float64, which
+    the exact networks need, or are not tested."""
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError, TypeError):
         raise ModelError(f"no device {name!r} is available") from None

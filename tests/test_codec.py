@@ -492,7 +492,7 @@ def test_a_codec_can_be_pickled(codec):
     )
 
 
-@pytest.mark.parametrize("device", ["cuda:77", "gpu", ""])
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", "", "meta", "mps"])
 def test_a_device_that_is_not_there_is_named(device):
     with pytest.raises(ModelError, match="device"):
         Codec(device=device)
