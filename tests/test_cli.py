@@ -465,6 +465,37 @@ def test_metadata_and_strip(folder: Path) -> None:
     assert aic("info", "again.aic", "--json").json[0]["chunks"]["icc"] == len(profile)
 
 
+@pytest.mark.parametrize(
+    ("args", "strip"),
+    [
+        (("x.png", "--strip"), "all"),
+        (("--strip", "x.png"), "all"),
+        (("--strip", "x.png", "x.aic"), "all"),
+        (("x.png", "--strip", "private"), "private"),
+        (("--strip", "private", "x.png"), "private"),
+        (("--strip", "all", "x.png", "x.aic"), "all"),
+        (("--strip=private", "x.png"), "private"),
+        (("x.png", "--strip", "--", "x.aic"), "all"),
+        (("x.png",), False),
+    ],
+)
+def test_strip_takes_the_word_after_it_only_where_that_says_how(
+    args: tuple[str, ...], strip: str | bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--strip private` wrote a file "private", and stripped all."""
+    stripped = []
+
+    class Told(Stub):
+        def encode(self, *args: Any, **options: Any) -> bytes:
+            stripped.append(options["strip"])
+            return super().encode(*args, **options)
+
+    monkeypatch.setattr(batch, "load_codec", lambda *args: Told())
+    assert aic("encode", *args).code == 0
+    assert stripped == [strip]
+    assert {path.name for path in folder.iterdir()} == {"x.png", "x.aic"}
+
+
 def test_model_without_weights(folder: Path) -> None:
     missing = set(MODELS) - set(pretrained.Manifest.read().models)
     if not missing:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from aiocodec.batch import Decode, Encode, Job, Row, Work, guard, run, spread
-from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, StripAlone, coding_options
+from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, STRIPS, StripAlone, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_EFFORT, DEFAULT_QUALITY, MAX_EFFORT
 from aiocodec.errors import OutputError
@@ -60,7 +60,7 @@ from aiocodec.loading import loading
 )
 @click.option(
     "--strip",
-    type=click.Choice(["all", "private"]),
+    type=click.Choice(STRIPS),
     help="Leave metadata out: all of it, which is what --strip alone does, or what is private, so that "
     "ICC profile and dots per inch stay.",
 )

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(
 )
 
 MODELS = tuple(VARIANTS)
+STRIPS = ("all", "private")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -75,11 +77,15 @@ SIZE = Size()
 
 
 class StripAlone(click.Command):
-    """A command whose option --strip needs no value; click would take the next argument for one."""
+    """A command whose option --strip needs no value: the next argument is its value only where it is one of
+    STRIPS, and a file of such a name is ./all."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
-        known = ["--strip=all" if arg == "--strip" else arg for arg in args[:end]]
+        known = []
+        for arg, following in pairwise([*args[:end], ""]):
+            alone = arg == "--strip" and following not in STRIPS
+            known.append("--strip=all" if alone else arg)
         return super().parse_args(ctx, known + args[end:])
 
 
