@@ -104,6 +104,10 @@ class _Coding:
         suffix = os.path.splitext(path)[1].lower()
         return suffix in self.suffixes() or self._is_input(files.kind_of(path))
 
+    def read(self, path: str) -> bytes:
+        """The bytes of an input; errors as of `files.read_image` or `files.read_aic`."""
+        raise NotImplementedError
+
     def _code(self, job: Job, progress: Progress | None) -> Row:
         raise NotImplementedError
 
@@ -154,8 +158,12 @@ class Encode(_Coding):
         if not 0 <= self.effort <= MAX_EFFORT:
             raise ValueError(f"effort {self.effort} is not in 0..{MAX_EFFORT}")
 
+    def read(self, path: str) -> bytes:
+        """The bytes of an image."""
+        return files.read_image(path)
+
     def _code(self, job: Job, progress: Progress | None) -> Row:
-        data = files.read_image(job.source)
+        data = self.read(job.source)
         with loading("numpy"):
             from aiocodec.image import read
         picture = read(data, max_pixels=self.max_pixels, strict=self.strict, formats=self.formats)
@@ -218,6 +226,10 @@ class Decode(_Coding):
 
     unreadable: ClassVar[type[AicError]] = BitstreamError
 
+    def read(self, path: str) -> bytes:
+        """The bytes of an .aic file."""
+        return files.read_aic(path)
+
     def _code(self, job: Job, progress: Progress | None) -> Row:
         with loading("numpy"):
             from aiocodec.image import format_of, losses, write
@@ -226,7 +238,7 @@ class Decode(_Coding):
         if not suffix and (job.target == "-" or files.is_special(job.target)):
             suffix = ".png"
         format = format_of(f"x{suffix}")
-        data = files.read_aic(job.source)
+        data = self.read(job.source)
         container = unpack(data, max_pixels=self.max_pixels)
         header = container.header
         length = len(data)

@@ -786,6 +786,26 @@ def test_input_as_output(force: tuple[str, ...], folder: Path, stub: None) -> No
     assert Path("picture").read_bytes() == before
 
 
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_an_input_that_only_its_own_name_makes_the_output_is_told_what_it_is(
+    force: tuple[str, ...], folder: Path, no_model: None
+) -> None:
+    """Nobody who writes `aic decode x.png` has named an output."""
+    Path("x.aic").write_bytes(container())
+    Path("coded.png").write_bytes(container())
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for command, name, code, words in (
+        ("decode", "x.png", 4, "not an .aic file"),
+        ("decode", "missing.png", 4, "No such file"),
+        ("decode", "coded.png", 7, "the output is the input"),
+        ("encode", "x.aic", 3, "is an .aic file already"),
+        ("encode", "missing.aic", 3, "No such file"),
+    ):
+        result = aic(command, name, *force)
+        assert result.code == code and words in result.error, (command, name)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("fault", "words"), [(OSError(28, "No space left on device"), "No space left"), (None, "")]
 )

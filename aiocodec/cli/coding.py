@@ -13,7 +13,7 @@ from aiocodec.batch import Decode, Encode, Job, Row, Work, guard, run, spread
 from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, STRIPS, StripAlone, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_EFFORT, DEFAULT_QUALITY, MAX_EFFORT
-from aiocodec.errors import OutputError
+from aiocodec.errors import AicError, OutputError
 from aiocodec.files import identity, is_stdout, is_stream
 from aiocodec.loading import loading
 
@@ -229,8 +229,15 @@ def _single(paths: tuple[str, ...], output: str | None, work: Work) -> Job:
         raise click.UsageError(f"a folder ({source}) needs --out-dir")
     if output is not None:
         return Job(source, output)
-    suffix = work.output_suffix()
-    return Job(source, "-" if is_stream(source) else os.path.splitext(source)[0] + suffix)
+    if is_stream(source):
+        return Job(source, "-")
+    target = os.path.splitext(source)[0] + work.output_suffix()
+    if identity(source) == identity(target):  # mostly of the other command; nobody named an output
+        try:
+            work.read(source)
+        except AicError as fault:
+            return Job(source, target, fault)
+    return Job(source, target)
 
 
 def _lines(row: Row, verbose: bool) -> list[str]:
