@@ -31,6 +31,9 @@ _PACKAGES = {
     "RAW": ("camera RAW", "raw", "rawpy"),
 }
 FORMATS = tuple(_PACKAGES)
+EXTRAS = {
+    extra: module for _, extra, module in _PACKAGES.values()
+}  # and the module that each brings
 
 _HEVC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _ANY_BRANDS = (b"mif1", b"mif2", b"msf1")  # the others in the list say what the coding is

@@ -12,6 +12,7 @@ checks alone.
 """
 
 import functools
+import importlib.util
 import os
 import platform
 import sys
@@ -181,8 +182,10 @@ def _library(module: str, package: str) -> Check:
 
 
 def _formats() -> Check:
-    """Pillow can be built without codecs; without PNG there is no alpha either."""
+    """Pillow can be built without codecs; without PNG there is no alpha either. The others are extras."""
     from PIL import features
+
+    from aiocodec.decoders import EXTRAS
 
     parts = {
         "PNG": "zlib",
@@ -194,8 +197,11 @@ def _formats() -> Check:
     }
     values = {name: bool(features.check(part)) for name, part in parts.items()}
     there, missing = ([n for n in values if values[n] is there] for there in (True, False))
+    extras = {extra: bool(importlib.util.find_spec(module)) for extra, module in EXTRAS.items()}
+    names = [f"{extra} {'there' if extras[extra] else 'not installed'}" for extra in extras]
     detail = ", ".join(there) + (f"; Pillow lacks {', '.join(missing)}" if missing else "")
-    return Check("", values["PNG"] and values["JPEG"], detail, values)
+    detail += f"; extras: {', '.join(names)}"
+    return Check("", values["PNG"] and values["JPEG"], detail, values | extras)
 
 
 # --------------------------------------------------------------------------- the machine

@@ -209,3 +209,15 @@ def test_little_memory_is_found(monkeypatch):
     assert "limited to 1.0 GiB" in check.detail and check.values["bytes"] > 1 << 28
     monkeypatch.setattr(doctor, "available_memory", lambda: None)
     assert found()["memory"].ok is None
+
+
+def test_the_doctor_says_which_extras_are_installed(monkeypatch):
+    found = doctor.importlib.util.find_spec
+    missing = {"rawpy"}
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name in missing else found(name)
+    )
+    (check,) = [check for check in doctor.examine() if check.name == "image formats"]
+    assert check.ok
+    assert "raw not installed" in check.detail
+    assert not check.values["raw"]
