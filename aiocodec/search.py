@@ -131,7 +131,9 @@ class _Window:
             else:
                 rate *= _SHORTER
             del tried  # or else its gradients would take memory beside the next one's
-        return (best.v.detach() * self.step)[0][(..., *self.tile.within(_CELL))]
+        # The v that was found lies close to where rounding turns over, and the exact means differ a
+        # little from these; v_hat is in the middle, and keeps its symbols.
+        return (best.v_hat * self.step)[0][(..., *self.tile.within(_CELL))]
 
     def _at(self, v: Tensor) -> _Point:
         with torch.enable_grad():

@@ -101,3 +101,19 @@ def test_stdlib_only(name):
 
 def test_every_place_is_taken():
     assert set(LEVEL) | FREE == {name for name, _ in modules()}
+
+
+@pytest.mark.parametrize(
+    ("told", "waiting"), [({}, "passive 0"), ({"OMP_WAIT_POLICY": "active"}, "active -")]
+)
+def test_threads_wait_asleep_unless_they_are_told_otherwise(python, told, waiting, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    script = """
+import os
+from aiocodec.loading import loading
+with loading("torch"):
+    pass
+print(os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT", "-"))
+"""
+    assert python(script, **told) == f"{waiting}\n"
