@@ -535,19 +535,35 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
     gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     if image.format == "PNG" and data[25] == 4:
         gray = True  # 16-bit gray with alpha, which Pillow gives as RGBA
-    wide = depth > 8 or image.mode.startswith("I") or image.mode == "F"
-    if wide:
-        notes.append(_BITS_LOST)
     density = _density(image, data, notes) or exif_density(exif)
     metadata = {"ICC profile": _metadata(image, "icc_profile"), "EXIF": exif, "XMP": xmp}
     metadata["comment"] = _metadata(image, "comment") or None
+    picture = _composed(image, depth, gray, (orientation, turned), metadata, density, notes)
+    if image.format == "AVIF" and not picture.icc and _is_other_space(*_avif_space(data)):
+        return replace(picture, warnings=(*picture.warnings, _COLOUR_LOST))
+    return picture
+
+
+def _composed(
+    image: Image.Image,
+    depth: int,
+    gray: bool,
+    orientations: tuple[int, int],
+    metadata: dict[str, bytes | None],
+    density: tuple[int, int] | None,
+    notes: list[str],
+) -> Picture:
+    """The picture of a loaded image and of what is known about it. Of the orientations, the first is to be
+    applied, and the second has been then."""
+    to_apply, applied = orientations
+    wide = depth > 8 or image.mode.startswith("I") or image.mode == "F"
+    if wide:
+        notes.append(_BITS_LOST)
     metadata = _within_limits(metadata, notes)
     icc = metadata["ICC profile"]
-    rgb, alpha = _pixels(image, depth, icc, orientation)
+    rgb, alpha = _pixels(image, depth, icc, to_apply)
     if alpha is not None and alpha.min() == 255:
         alpha = None
-    if image.format == "AVIF" and not icc and _is_other_space(*_avif_space(data)):
-        notes.append(_COLOUR_LOST)
     if image.mode in ("CMYK", "LAB"):
         notes.append(f"{image.mode} is converted to sRGB")
         icc = None
@@ -558,11 +574,11 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
         alpha=alpha,
         gray=gray,
         sixteen_bit=wide,
-        oriented=turned in range(2, 9),
+        oriented=applied in range(2, 9),
         icc=icc,
         exif=metadata["EXIF"],
         xmp=metadata["XMP"],
-        density=density[::-1] if density and turned in (5, 6, 7, 8) else density,
+        density=density[::-1] if density and applied in (5, 6, 7, 8) else density,
         comment=metadata["comment"],
         warnings=tuple(notes),
     )
@@ -1397,8 +1413,6 @@ def _picture_in_memory(
         depth = 16 if isinstance(key, tuple) and max(key) > 255 else max(depth, 8)
     gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     gray = gray or raw.startswith("LA;")  # with 16 bits, which Pillow gives as RGBA
-    wide = depth > 8 or image.mode.startswith("I") or image.mode == "F"
-    notes = ["samples of more than 8 bits are reduced to 8 bits"] if wide else []
     icc, exif, xmp = (_bytes_of(info.get(key)) for key in ("icc_profile", "exif", "xmp"))
     exif, orientation = _exif_block(exif), 1
     if upright and not isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -1406,34 +1420,8 @@ def _picture_in_memory(
         turned = orientation
     density = _density_in_memory(image, info.get("dpi")) or exif_density(exif)
     comment = _bytes_of(info.get("comment") or info.get("Comment"))
-    found = {"ICC profile": icc, "EXIF": exif, "XMP": xmp, "comment": comment}
-    for name, value in found.items():
-        if value is not None and not 0 < len(value) <= _LIMITS[name]:
-            notes.append(_lost(name))
-            found[name] = None
-    icc = found["ICC profile"]
-    rgb, alpha = _pixels(image, depth, icc, orientation)
-    if alpha is not None and alpha.min() == 255:
-        alpha = None
-    if image.mode in ("CMYK", "LAB"):
-        notes.append(f"{image.mode} is converted to sRGB")
-        icc = None
-    elif icc and icc[16:20] != b"RGB " and not (gray and icc[16:20] == b"GRAY"):
-        notes.append("the ICC profile is of other channels and left out")
-        icc = None
-    return Picture(
-        rgb=rgb,
-        alpha=alpha,
-        gray=gray,
-        sixteen_bit=wide,
-        oriented=turned in range(2, 9),
-        icc=icc,
-        exif=found["EXIF"],
-        xmp=found["XMP"],
-        density=density[::-1] if density and turned in (5, 6, 7, 8) else density,
-        comment=found["comment"],
-        warnings=tuple(notes),
-    )
+    metadata = {"ICC profile": icc, "EXIF": exif, "XMP": xmp, "comment": comment}
+    return _composed(image, depth, gray, (orientation, turned), metadata, density, [])
 
 
 def _density_in_memory(image: Image.Image, dpi: Any) -> tuple[int, int] | None:
