@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 _PART = 1 << 20  # bytes that are read at once; what is claimed is not allocated before it is there
 _EXIF_PREFIX = b"Exif\0\0"
 _INCH = 0.0254  # metres
-# Two pictures at once would take the memory of both for little time gained, and on CUDA one that is
-# done would change the precision that the other computes in, which belongs to the process.
+# Two pictures at once would take the memory of both for little time gained, and each would count only
+# its own.
 _CODING = threading.Lock()
 
 
