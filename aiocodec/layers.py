@@ -368,9 +368,7 @@ def lap(x: Tensor, cores: Tensor) -> Tensor:
         cores: V for the edges between rows and for those between columns, [2, 8, 8]; with the
             inverses of both the filter is undone.
     """
-    eye = torch.eye(BLOCK // 2, dtype=x.dtype, device=x.device)
-    w = torch.cat([torch.cat([eye, eye.flip(0)], 1), torch.cat([eye.flip(0), -eye], 1)])
-    rows, columns = (w @ torch.block_diag(eye, v.to(x.dtype)) @ w / 2 for v in cores)
+    rows, columns = lapping_filters(cores.to(x.dtype))
     x = x.contiguous()
     half = BLOCK // 2
     if x.shape[2] > BLOCK:
@@ -380,6 +378,14 @@ def lap(x: Tensor, cores: Tensor) -> Tensor:
         inner = x[..., half:-half].unflatten(3, (-1, BLOCK))
         x = torch.cat([x[..., :half], (inner @ columns.T).flatten(3), x[..., -half:]], dim=3)
     return x
+
+
+def lapping_filters(cores: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices [16, 16] by which `lap` multiplies across the edges between rows and columns."""
+    eye = torch.eye(BLOCK // 2, dtype=cores.dtype, device=cores.device)
+    w = torch.cat([torch.cat([eye, eye.flip(0)], 1), torch.cat([eye.flip(0), -eye], 1)])
+    rows, columns = (w @ torch.block_diag(eye, v) @ w / 2 for v in cores)
+    return rows, columns
 
 
 class LinearAnalysis(nn.Conv2d):

@@ -3,13 +3,16 @@
 `weights/manifest.json` names the models, the default first:
 
     {"models": {"nano": {"config": {...}, "fingerprint": "<16 hex digits>",
-                         "transforms": ["nano.safetensors"], "entropy": ["entropy-<fingerprint>.safetensors"]}},
+                         "transforms": ["nano.safetensors"], "entropy": ["entropy-<fingerprint>.safetensors"],
+                         "synthesis": {"file": "nano-g_s.onnx", "halo": 3}}},
      "files": {"<name>": {"bytes": ..., "sha256": "..."}}}
 
 A config is that of `config.ModelConfig`. Transforms are float16, `g_a.*`, `h_a.*` and `g_s.*`; beside
 them lie in float32, as `entropy.*`, the densities that only training needs. An entropy model is the
-integers of `entropy.frozen.FrozenEntropyModel`. Large sets are split into parts. Reading the manifest
-needs neither torch nor numpy.
+integers of `entropy.frozen.FrozenEntropyModel`. Large sets are split into parts. `synthesis`, which may
+be absent, is g_s once more, as an ONNX graph for decoders without torch, and how many elements of y a
+tile of it must see around it, null where g_s must see the whole picture; docs/format.md has the details.
+Reading the manifest needs neither torch nor numpy.
 
 Whatever the folder holds, what is wrong with it ends in a ModelError of one sentence, and nothing is
 as large as a field claims before the files are found to be: the manifest is checked when it is read, a
@@ -39,6 +42,7 @@ DENSITIES = "entropy."  # what the names of the densities begin with, beside tho
 MAX_MANIFEST = 1 << 20  # bytes
 MAX_CHANNELS = 4096  # of a latent and of a stage, as in programs
 MAX_BLOCKS = 64  # in a stage
+MAX_HALO = 1024  # elements of y around a tile
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")  # of a model or a file, on any system
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -115,15 +119,26 @@ class Manifest:
     def files(self, name: str) -> list[str]:
         """The names of all weight files of a model."""
         entry = self._entry(name)
-        return [*entry["transforms"], *entry["entropy"]]
+        graphs = [entry["synthesis"]["file"]] if "synthesis" in entry else []
+        return [*entry["transforms"], *entry["entropy"], *graphs]
+
+    def synthesis(self, name: str) -> tuple[bytes, int | None]:
+        """g_s of a model as an ONNX graph, its bytes verified, and the halo of its tiles in elements of
+        y (None: the whole picture); ModelError where there is none, or a damaged one."""
+        entry = self._entry(name)
+        if "synthesis" not in entry:
+            raise ModelError(f"model {name!r} has no ONNX graph in this installation")
+        return self.verified(entry["synthesis"]["file"]), entry["synthesis"]["halo"]
 
     def weight_bytes(self, name: str) -> int:
         """Bytes of all weight files of a model."""
         return sum(self.entries["files"][file]["bytes"] for file in self.files(name))
 
     def digest(self, name: str) -> str:
-        """A digest of all weights of a model, in hexadecimal."""
-        hashes = [self.entries["files"][file]["sha256"] for file in self.files(name)]
+        """A digest of all weights of a model, in hexadecimal; the graph is made of them."""
+        entry = self._entry(name)
+        files = [*entry["transforms"], *entry["entropy"]]
+        hashes = [self.entries["files"][file]["sha256"] for file in files]
         return sha256("".join(hashes).encode()).hexdigest()
 
     def _entry(self, name: str) -> dict[str, Any]:
@@ -274,6 +289,12 @@ def _check(entries: Any) -> None:
             raise ValueError("a fingerprint is not of 16 hexadecimal digits")
         parts = [_member(model, key, list) for key in ("transforms", "entropy")]
         named = [file for part in parts for file in part]
+        if "synthesis" in model:
+            graph = _member(model, "synthesis", dict)
+            named.append(graph.get("file"))
+            halo = graph.get("halo")
+            if halo is not None and (type(halo) is not int or not 0 <= halo <= MAX_HALO):
+                raise ValueError(f"a halo is none, or not in 0..{MAX_HALO}")
         if not all(type(file) is str and file in files for file in named) or not all(parts):
             raise ValueError("a model needs files that are not listed")
     if not models:

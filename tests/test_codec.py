@@ -581,9 +581,9 @@ def test_release_and_load(tmp_path):
         assert torch.allclose(a, b, atol=2e-3), name
     for (name, a), b in zip(model.named_buffers(), loaded.buffers(), strict=True):
         assert torch.equal(a, b), name
-    assert sum(f.stat().st_size for f in tmp_path.glob("*.safetensors")) == manifest.weight_bytes(
-        "tiny"
-    )
+    weights = set(tmp_path.iterdir()) - {tmp_path / "manifest.json"}
+    assert {f.name for f in weights} == set(manifest.files("tiny"))
+    assert sum(f.stat().st_size for f in weights) == manifest.weight_bytes("tiny")
     again = release(loaded, tmp_path, frozen=manifest.load("tiny").frozen)
     assert again.fingerprint == frozen.fingerprint
 
@@ -608,6 +608,33 @@ def test_release_and_load(tmp_path):
 def test_a_manifest_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ModelError, match="manifest"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "fault"),
+    [
+        (3, "no member"),
+        ({}, "not listed"),
+        ({"file": "b", "halo": 1}, "not listed"),
+        ({"file": ["a"], "halo": 1}, "not listed"),
+        ({"file": "a", "halo": True}, "halo"),
+        ({"file": "a", "halo": -1}, "halo"),
+        ({"file": "a", "halo": 1e9}, "halo"),
+    ],
+)
+def test_a_manifest_with_a_malformed_graph_is_refused(tmp_path, synthesis, fault):
+    model = {"fingerprint": "0011223344556677", "transforms": ["a"], "entropy": ["a"]}
+    files = {"a": {"bytes": 1, "sha256": "0" * 64}}
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"models": {"x": model}, "files": files}))
+    assert Manifest.read(tmp_path).models == ["x"]
+    with pytest.raises(ModelError, match="no ONNX graph"):
+        Manifest.read(tmp_path).synthesis("x")
+    path.write_text(
+        json.dumps({"models": {"x": {**model, "synthesis": synthesis}}, "files": files})
+    )
+    with pytest.raises(ModelError, match=fault):
         Manifest.read(tmp_path)
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"files"},
     {"doctor", "training.benchmark", "training.loop", "training.release"},
     {"evaluate.report", "training.checkpoint", "training.validate"},
-    {"evaluate.study", "training.run"},
+    {"evaluate.study", "training.export", "training.run"},
     {"evaluate.codecs", "training.data", "training.muon"},
     {"codec"},
     {"latents", "pretrained", "search"},

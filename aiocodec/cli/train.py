@@ -1,4 +1,4 @@
-"""`aic train`: run, anneal, release, preview and benchmark."""
+"""`aic train`: run, anneal, release, export, preview and benchmark."""
 
 import json
 import math
@@ -217,6 +217,20 @@ def train_release(run: Path, weights: Path) -> None:
 
     frozen = release(load_weights(run, annealed=True), weights)
     say(f"released into {weights}, entropy model {frozen.fingerprint.hex()}", err=True)
+
+
+@train.command("export", epilog=EPILOG)
+@click.argument("weights", type=FOLDER)
+@click.option("--model", help="The model; by default all models of the folder.")
+def train_export(weights: Path, model: str | None) -> None:
+    """Write g_s of the models in the folder WEIGHTS as ONNX graphs beside them, for decoders without
+    PyTorch. A release does so itself."""
+    with loading("torch"):
+        from aiocodec.pretrained import Manifest
+        from aiocodec.training.release import export
+
+    for name in [model] if model else Manifest.read(weights).models:
+        say(f"exported {export(weights, name)}", err=True)
 
 
 def report_training(row: Row) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from aiocodec.entropy.model import (
 )
 from aiocodec.errors import ModelError
 from aiocodec.model import Model
-from aiocodec.pretrained import DENSITIES
+from aiocodec.pretrained import DENSITIES, Manifest
 from aiocodec.rangecoder import MAX_MAGNITUDE, PRECISION
 from aiocodec.training.checkpoint import stored, write_shards
+from aiocodec.training.export import require_onnx, synthesis_halo, synthesis_onnx
 
 _TOTAL = 1 << PRECISION
 
@@ -40,8 +42,9 @@ def release(
 
     Its entropy model is frozen, unless `frozen` is given: the one that it was trained against.
     Files that no model of the manifest uses any more are removed. ModelError, and nothing written,
-    where a weight is not finite in float16.
+    where a weight is not finite in float16; RuntimeMissing without the package onnx.
     """
+    require_onnx()
     if frozen is None:
         frozen = frozen_of(model.entropy)
     transforms = stored(model.transforms) | {
@@ -73,12 +76,35 @@ def release(
         ),
     }
     entries["models"] = {name: entry, **{k: v for k, v in entries["models"].items() if k != name}}
-    used = {f for e in entries["models"].values() for f in e["transforms"] + e["entropy"]}
+    _write_manifest(folder, entries)
+    export(folder, name)
+    return frozen
+
+
+def export(folder: Path, name: str) -> Path:
+    """Write g_s of a model in a folder of weights beside it, as an ONNX graph; where it is.
+
+    Raises ModelError for weights that are missing or damaged, RuntimeMissing without the package onnx.
+    """
+    manifest = Manifest.read(folder)
+    g_s = manifest.load(name).transforms().g_s
+    data = synthesis_onnx(g_s)
+    path, entries = folder / f"{name}-g_s.onnx", manifest.entries
+    path.write_bytes(data)
+    entries["files"][path.name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    entries["models"][name]["synthesis"] = {"file": path.name, "halo": synthesis_halo(g_s)}
+    _write_manifest(folder, entries)
+    return path
+
+
+def _write_manifest(folder: Path, entries: dict[str, Any]) -> None:
+    """Write a manifest, and remove the files that no model of it uses."""
+    manifest = Manifest(folder, entries)
+    used = {file for name in manifest.models for file in manifest.files(name)}
     for file in set(entries["files"]) - used:
         (folder / file).unlink(missing_ok=True)
         del entries["files"][file]
     (folder / "manifest.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
-    return frozen
 
 
 def densities(entropy: EntropyModel) -> dict[str, Tensor]:
