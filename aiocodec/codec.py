@@ -7,7 +7,7 @@ so decoded pixels of two devices agree within 1 of 255.
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
@@ -36,21 +36,18 @@ from aiocodec.container import (
     pack,
     pack_density,
     pack_latents,
-    unpack,
-    unpack_density,
-    unpack_latents,
 )
 from aiocodec.entropy.model import EntropyModel
-from aiocodec.errors import AicError, ImageError, LimitError, ModelError, out_of_memory
-from aiocodec.image import Picture, eight_bits, exif_density, pack_alpha, unpack_alpha
+from aiocodec.envelope import Envelope, bounded_memory, check_bits
+from aiocodec.errors import AicError, ImageError, LimitError, ModelError
+from aiocodec.image import Picture, eight_bits, exif_density, pack_alpha
 from aiocodec.latents import CELL, LatentCoder
-from aiocodec.memory import available_memory, trim
 from aiocodec.metrics import MS_SSIM_SIDE, ms_ssim, psnr
 from aiocodec.pretrained import Manifest
 from aiocodec.search import EVALUATIONS, MEMORY, WINDOW_PIXELS, cost, search, target
-from aiocodec.tiling import Area, Progress, local, transform
+from aiocodec.tiles import Area, Progress, part_of
+from aiocodec.tiling import local, transform
 
-LARGE = 1 << 22  # pixels of a picture from which on what is left over in memory counts
 TILE = 16  # positions of z that h_a makes at once, per side, at most
 
 
@@ -340,43 +337,21 @@ class Codec:
             LimitError: more than `max_pixels` pixels, or not enough memory.
             ValueError: other `bits`.
         """
-        if bits not in (8, 16):
-            raise ValueError(f"bits is {bits!r}, not 8 or 16")
-        container = data if isinstance(data, Container) else unpack(data, max_pixels=max_pixels)
-        header = container.header
+        check_bits(bits)
+        envelope = Envelope.open(data, max_pixels, self.name, self.fingerprint)
+        header = envelope.header
         height, width = header.height, header.width
-        latents = unpack_latents(container.get(ChunkType.LATENTS) or b"", header.version)
-        if header.fingerprint != self.fingerprint:
-            raise ModelError(
-                f"made with entropy model {header.fingerprint.hex()}, "
-                f"model {self.name!r} has {self.fingerprint.hex()}"
-            )
-        packed_alpha = container.get(ChunkType.ALPHA)
-        alpha = None if packed_alpha is None else unpack_alpha(packed_alpha, width, height)
         with (
             _bounded_memory(width * height),
             torch.inference_mode(),
             _own_state(self.device),
         ):
             share = part_of(progress, 0.0, 0.4)
-            y_hat = self.latents.decode(latents, width, height, header.quality, share)
-            gray = bool(header.flags & Flags.GRAY)
+            y_hat = self.latents.decode(envelope.latents, width, height, header.quality, share)
             share = part_of(progress, 0.4, 1.0)
-            rgb = self._g_s(y_hat, width, height, header.quality, gray, share, bits)
+            rgb = self._g_s(y_hat, width, height, header.quality, envelope.gray, share, bits)
             del y_hat
-        return Picture(
-            rgb=rgb,
-            alpha=alpha,
-            gray=gray,
-            sixteen_bit=bool(header.flags & Flags.SIXTEEN_BIT),
-            oriented=bool(header.flags & Flags.ORIENTED),
-            icc=container.get(ChunkType.ICC),
-            exif=container.get(ChunkType.EXIF),
-            xmp=container.get(ChunkType.XMP),
-            density=unpack_density(container.get(ChunkType.DENSITY) or b"")
-            or exif_density(container.get(ChunkType.EXIF)),
-            comment=_comment(container),
-        )
+        return envelope.picture(rgb)
 
     # ----------------------------------------------------------------- the transforms, in tiles
 
@@ -488,19 +463,6 @@ def _beside(picture: Picture, strip: bool | str) -> list[tuple[int, bytes]]:
     return [(kind, payload) for kind, payload in chunks if payload]
 
 
-def _comment(container: Container) -> bytes | None:
-    """The comment in a file; None where it is too long."""
-    comment = container.get(ChunkType.COMMENT)
-    return comment if comment and len(comment) <= MAX_COMMENT else None
-
-
-def part_of(progress: Progress | None, start: float, stop: float) -> Progress:
-    """What to tell the progress of a part, which goes from `start` to `stop` of the whole."""
-    if progress is None:
-        return lambda done: None
-    return lambda done: progress(start + (stop - start) * done)
-
-
 def needed_memory(pixels: int) -> int:
     """Bytes that coding a picture takes at most, either way, beside its pixels and the model: a map
     of features that is kept while it is small, or more for each pixel of a small picture."""
@@ -566,24 +528,9 @@ def _decibels(ssim: float) -> float:
     return -10 * math.log10(max(1 - ssim, 1e-9))
 
 
-@contextmanager
-def _bounded_memory(pixels: int, extra: int = 0) -> Iterator[None]:
-    """LimitError, before anything is allocated, where a picture needs more memory than there is, and
-    where an allocation fails after all; `extra` bytes come on top."""
-    needed, available = needed_memory(pixels) + extra, available_memory()
-    if available is not None and needed > available:
-        raise LimitError(
-            f"a picture of {pixels / 1e6:.1f} megapixels needs {needed >> 20} MiB of memory, "
-            f"there are {available >> 20}"
-        )
-    if pixels > LARGE:
-        trim()  # what reading the picture has left
-    try:
-        yield
-    except (MemoryError, RuntimeError) as fault:
-        if not out_of_memory(fault):
-            raise
-        raise LimitError("not enough memory for a picture of this size") from None
+def _bounded_memory(pixels: int, extra: int = 0) -> AbstractContextManager[None]:
+    """The bound for coding a picture, with `extra` bytes on top; see `bounded_memory`."""
+    return bounded_memory(pixels, needed_memory(pixels) + extra)
 
 
 class _State:

@@ -7,7 +7,6 @@ bit and bounds the memory; what is kept of a whole picture is y and two small in
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +17,17 @@ from aiocodec.config import LATENT_STRIDE, STRIDE
 from aiocodec.container import Latents
 from aiocodec.entropy.exact import ExactEntropyModel, Parameters
 from aiocodec.entropy.frozen import FrozenEntropyModel
+from aiocodec.entropy.passes import Plane, gather, scatter
 from aiocodec.errors import BitstreamError
 from aiocodec.hyper import HyperCoder, symbols_crc, tables
 from aiocodec.memory import trim
 from aiocodec.rangecoder import MAX_MAGNITUDE, Decoder, Encoder
-from aiocodec.tiling import KEPT_BYTES, Progress, Tile, local, tiles
+from aiocodec.tiles import Progress, Tile, tiles
+from aiocodec.tiling import KEPT_BYTES, local
 
 TILE = 12  # positions of z that the entropy model sees at once, per side, at most
 LARGE = 1 << 14  # elements of y per channel, 4 megapixels, from which on memory is handed back
 CELL = STRIDE // LATENT_STRIDE  # elements of y per position of z, per side
-
-Plane = NDArray[Any]  # [N, H, W], a small integer per element of y
 
 
 class LatentCoder:
@@ -76,7 +75,10 @@ class LatentCoder:
                 part.copy_(torch.where(turn, rounded + means, part))
                 grid.of(indexes, tile)[:] = _to_numpy(parameters.indexes, torch.uint8)
                 grid.of(symbols, tile)[:] = _to_numpy(rounded, torch.int16)
-            coded, tables_of_coded = self._gather(k, symbols), self._gather(k, indexes)
+            coded, tables_of_coded = (
+                gather(self.program.order, k, symbols),
+                gather(self.program.order, k, indexes),
+            )
             del indexes, symbols
             grid.trim()
             encoder.encode(coded, tables_of_coded, self.tables_y)
@@ -110,13 +112,13 @@ class LatentCoder:
             for tile, parameters, _ in self._predict(k, grid, y):
                 grid.of(indexes, tile)[:] = _to_numpy(parameters.indexes, torch.uint8)
                 grid.of(means, tile)[:] = _to_numpy(parameters.means, torch.int16)
-            tables_of_coded = self._gather(k, indexes)
+            tables_of_coded = gather(self.program.order, k, indexes)
             del indexes
             grid.trim()
             coded = decoder.decode(tables_of_coded, self.tables_y)
             crc = symbols_crc(coded, crc)
             symbols = grid.plane(np.int16)
-            self._scatter(k, coded, symbols)
+            scatter(self.program.order, k, coded, symbols)
             for tile in grid:
                 part = grid.of(y, tile)
                 turn = self.entropy.when(part.shape[1], part.shape[2]) == k
@@ -148,41 +150,6 @@ class LatentCoder:
                 del seen, turn, v_hat, parameters, inner
                 trim()
 
-    def _groups(self, k: int) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
-        """The channels of every group, and where in a cell of 2x2 pass k codes them."""
-        order = np.asarray(self.program.order)
-        size = self.program.latents // len(order)
-        for i, cell in enumerate(order):
-            yield slice(i * size, (i + 1) * size), cell == k
-
-    def _gather(self, k: int, plane: Plane) -> NDArray[Any]:
-        """The elements of pass k, [n], of a whole plane [N, H, W], in the order of coding."""
-        groups = list(self._groups(k))
-        where = [self._where(cell, plane) for _, cell in groups]
-        counts = [
-            (channels.stop - channels.start) * int(at.sum())
-            for (channels, _), at in zip(groups, where, strict=True)
-        ]
-        found, start = np.empty(sum(counts), plane.dtype), 0
-        for (channels, _), at, count in zip(groups, where, counts, strict=True):
-            found[start : start + count] = plane[channels][:, at].reshape(-1)
-            start += count
-        return found
-
-    def _scatter(self, k: int, symbols: NDArray[np.int16], plane: Plane) -> None:
-        """The inverse of `_gather`: put the symbols of pass k where they belong."""
-        at = 0
-        for channels, cell in self._groups(k):
-            where = self._where(cell, plane)
-            size = (channels.stop - channels.start) * int(where.sum())
-            plane[channels][:, where] = symbols[at : at + size].reshape(-1, int(where.sum()))
-            at += size
-
-    def _where(self, cell: NDArray[np.bool_], plane: Plane) -> NDArray[np.bool_]:
-        """A cell of 2x2 repeated over the rows and columns of a plane, which are even."""
-        height, width = plane.shape[1:]
-        return np.tile(cell, (height // 2, width // 2))
-
     def _to_tensor(self, integers: NDArray[np.int16]) -> Tensor:
         return torch.from_numpy(integers).to(self.device).double()
 
@@ -200,14 +167,16 @@ class _Grid:
             kept = torch.empty(
                 (3 * self.shape[0], *self.shape[1:]), dtype=torch.int16, device=z_hat.device
             )
-            halo = -(-entropy.features_reach // CELL)
+            halo = -(-entropy.program.features_reach // CELL)
             local(self._features, z_hat, self.cells, TILE, halo, kept)
             self.kept = kept
             self.trim()
         # Cells of two elements of y per side, which are what the order of passes repeats, make a
         # narrow halo; where features are made anew, a cell is a position of z.
         self.cell = CELL if self.kept is None else 2
-        seen = entropy.predict_reach + (entropy.features_reach if self.kept is None else 0)
+        seen = entropy.program.predict_reach + (
+            entropy.program.features_reach if self.kept is None else 0
+        )
         height, width = (side // self.cell for side in self.shape[1:])
         self.tiles = tiles(height, width, TILE * CELL // self.cell, -(-seen // self.cell))
 

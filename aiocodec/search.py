@@ -26,7 +26,7 @@ from torch import Tensor
 from aiocodec.config import LATENT_STRIDE, STRIDE
 from aiocodec.entropy.model import EntropyModel, level_of_quality, quality_of_level
 from aiocodec.model import lmbda
-from aiocodec.tiling import Progress, Tile, tiles
+from aiocodec.tiles import Progress, Tile, tiles
 from aiocodec.transforms import Synthesis
 
 EVALUATIONS = (0, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # of J, by effort 0..9

@@ -10,7 +10,7 @@ from aiocodec.config import LATENT_STRIDE, VARIANTS, EntropyConfig, ModelConfig,
 from aiocodec.layers import ResidualBranches
 from aiocodec.model import Model
 from aiocodec.pretrained import Manifest
-from aiocodec.tiling import tiles
+from aiocodec.tiles import tiles
 from aiocodec.training.export import synthesis_halo, synthesis_onnx
 from aiocodec.training.release import export, release
 from aiocodec.transforms import Synthesis

@@ -21,21 +21,21 @@ LAYERS = [
     {"evaluate.codecs", "training.data", "training.muon"},
     {"codec"},
     {"latents", "pretrained", "search"},
-    {"hyper", "tiling", "model", "entropy.exact"},
+    {"envelope", "hyper", "tiling", "model", "entropy.exact", "entropy.portable"},
     {"transforms", "entropy.frozen"},
     {"entropy.model"},
     {"layers", "entropy.passes", "training.config"},
     {"container", "loading", "rangecoder", "image", "metrics", "degrade"},
     {"decoders", "png"},
     {"tiff"},
-    {"config", "errors", "memory", "signals"},
+    {"config", "errors", "memory", "signals", "tiles"},
 ]
 LEVEL = {module: len(LAYERS) - i for i, names in enumerate(LAYERS) for module in names}
 FREE = {
     f"{package}__init__" for package in ("", "cli.", "training.", "evaluate.", "entropy.")
 }  # names, no code
 # what a module may not know, though it lies below
-ENTROPY = ("model", "exact", "frozen", "passes")
+ENTROPY = ("model", "exact", "portable", "frozen", "passes")
 FORBIDDEN = {(f"entropy.{module}", "rangecoder") for module in ENTROPY} | {
     (f"training.{module}", name)
     for module in ("loop", "benchmark", "checkpoint", "validate", "run", "data", "muon")
@@ -52,6 +52,7 @@ STDLIB_ONLY = {
     "memory",
     "signals",
     "tiff",
+    "tiles",
     "training.config",
 }
 HEAVY = {"torch", "numpy", "PIL", "constriction", "safetensors", "click"}

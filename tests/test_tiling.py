@@ -13,7 +13,7 @@ from aiocodec.image import Picture
 from aiocodec.latents import LatentCoder
 from aiocodec.metrics import psnr
 from aiocodec.model import Model
-from aiocodec.tiling import spans, tiles
+from aiocodec.tiles import spans, tiles
 from aiocodec.training.release import frozen_of
 from aiocodec.transforms import Transforms
 
@@ -129,13 +129,13 @@ def test_a_halo_one_narrower_would_not_do(monkeypatch):
     after = entropy.predict(1, features, v_hat.double())
     changed = ((before.means != after.means) | (before.indexes != after.indexes)).any(0)[0]
     seen = (changed.nonzero()[:, 0] - 20).abs().max().item()
-    assert seen == entropy.predict_reach
+    assert seen == entropy.program.predict_reach
     z_hat = torch.zeros(8, 1, 21)
     before = entropy.features(z_hat, 50)
     z_hat[:, 0, 10] = 100
     columns = (before != entropy.features(z_hat, 50)).any(0)[0].nonzero()[:, 0]
     seen = max(40 - int(columns.min()), int(columns.max()) - 43)
-    assert seen <= entropy.features_reach < seen + 4
+    assert seen <= entropy.program.features_reach < seen + 4
 
 
 @pytest.mark.parametrize("kind", ["clean", "noise:25", "haze"])

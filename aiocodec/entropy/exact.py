@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aiocodec.config import LATENT_STRIDE, STRIDE
 from aiocodec.entropy import passes
 from aiocodec.entropy.frozen import ACTIVATION_MAX, FrozenEntropyModel, Layers
 
@@ -41,12 +40,6 @@ class ExactEntropyModel(nn.Module):
             {name: _integer(layers, frozen) for name, layers in frozen.program.networks.items()}
         )
         self.passes = passes.count(frozen.program.order)
-        # How far `features` and `predict` see, in elements of y per side.
-        networks = frozen.program.networks
-        self.features_reach = sum(_reach(networks[name], at) for name, at in _FEATURES)
-        adaptors = [_reach(networks[name], 1) for name in networks if name.startswith("adaptor_")]
-        refining = sum(_reach(networks[name], 1) for name in ("body", "head") if name in networks)
-        self.predict_reach = max(adaptors, default=0) + refining
 
     @property
     def device(self) -> torch.device:
@@ -87,23 +80,6 @@ class ExactEntropyModel(nn.Module):
             index, mean = _saturate(index + more_index), _saturate(mean + more_mean)
         scaled = torch.floor(index * (program.index_unit / 2**program.fraction) + 0.5)
         return Parameters((scaled + program.scale_zero).clamp(0, program.scales - 1), mean)
-
-
-_FEATURES = (("h_s", STRIDE // LATENT_STRIDE), ("fusion", 1))
-"""The networks that make features, and elements of y per position of their input."""
-
-
-def _reach(layers: Layers, at: int) -> int:
-    """How far a network sees, in elements of y, if its input has a position for `at` of them."""
-    seen = 0
-    for kind, *rest in layers:
-        if kind == "residual":
-            seen += _reach(rest[0], at)
-        elif kind == "dw3x3":
-            seen += at
-        elif kind == "shuffle":
-            at //= rest[0]
-    return seen
 
 
 def _saturate(x: Tensor) -> Tensor:

@@ -92,6 +92,19 @@ class Program:
         for layers in self.networks.values():
             yield from names(layers)
 
+    @property
+    def features_reach(self) -> int:
+        """How far the features of an element of y see, in elements of y per side."""
+        at_z = _reach(self.networks["h_s"], self.stride // self.latent_stride)
+        return at_z + _reach(self.networks["fusion"], 1)
+
+    @property
+    def predict_reach(self) -> int:
+        """How far a pass after the first sees, in elements of y per side."""
+        shared = sum(_reach(self.networks.get(name, ()), 1) for name in ("body", "head"))
+        adaptors = (name for name in self.networks if name.startswith("adaptor_"))
+        return shared + max((_reach(self.networks[name], 1) for name in adaptors), default=0)
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
@@ -192,6 +205,19 @@ class Program:
             return channels, scale
 
         return run(self.networks[network], inputs)
+
+
+def _reach(layers: Layers, at: int) -> int:
+    """How far a network sees, in elements of y, if its input has a position for `at` of them."""
+    seen = 0
+    for kind, *rest in layers:
+        if kind == "residual":
+            seen += _reach(rest[0], at)
+        elif kind == "dw3x3":
+            seen += at
+        elif kind == "shuffle":
+            at //= rest[0]
+    return seen
 
 
 def _order(entries: Any) -> Order:

@@ -1,10 +1,16 @@
 """The passes over y: which elements are coded when, as masks. Nobody else knows how many there are."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from aiocodec.config import Order
 from aiocodec.errors import ModelError
+
+Plane = NDArray[Any]
+"""[N, H, W], an integer per element of y; H and W are even."""
 
 
 def check(order: Order, latents: int) -> None:
@@ -39,3 +45,31 @@ def masks(order: Order, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     turns = np.arange(count(order), dtype=np.int8)[:, None, None, None]
     found: NDArray[np.bool_] = when(order, shape) == turns
     return found
+
+
+def gather(order: Order, k: int, plane: Plane) -> NDArray[Any]:
+    """The elements of pass k, [n], of a whole plane, in the order of coding."""
+    where = list(_where(order, k, plane))
+    counts = [(group.stop - group.start) * int(at.sum()) for group, at in where]
+    found, start = np.empty(sum(counts), plane.dtype), 0
+    for (group, at), count in zip(where, counts, strict=True):
+        found[start : start + count] = plane[group][:, at].reshape(-1)
+        start += count
+    return found
+
+
+def scatter(order: Order, k: int, elements: NDArray[Any], plane: Plane) -> None:
+    """The inverse of `gather`: put the elements of pass k where they belong."""
+    start = 0
+    for group, at in _where(order, k, plane):
+        count = (group.stop - group.start) * int(at.sum())
+        plane[group][:, at] = elements[start : start + count].reshape(-1, int(at.sum()))
+        start += count
+
+
+def _where(order: Order, k: int, plane: Plane) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
+    """The channels of every group, and the rows and columns [H, W] where pass k codes them."""
+    channels, height, width = plane.shape
+    size = channels // len(order)
+    for i, cell in enumerate(np.asarray(order) == k):
+        yield slice(i * size, (i + 1) * size), np.tile(cell, (height // 2, width // 2))
