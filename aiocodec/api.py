@@ -14,7 +14,7 @@ import os
 import sys
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from aiocodec.batch import load_codec
+from aiocodec.batch import load_codec, load_decoder
 from aiocodec.config import DEFAULT_EFFORT, DEFAULT_QUALITY
 from aiocodec.container import Container, unpack
 from aiocodec.pretrained import Manifest
@@ -111,7 +111,7 @@ def decode(
     container = unpack(_contents(file))
     name = model or Manifest.read().for_fingerprint(container.header.fingerprint)
     bits = 8 if kind == np.uint8 else 16
-    picture = load_codec(name, device, None).decode(container, bits=bits)
+    picture = load_decoder(name, device, None).decode(container, bits=bits)
     pixels: NDArray[Any] = picture.rgb
     if alpha:
         plane = np.full(pixels.shape[:2], 255, np.uint8) if picture.alpha is None else picture.alpha

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiocodec import files, signals
@@ -35,6 +36,7 @@ from aiocodec.errors import (
     ImageError,
     LimitError,
     OutputError,
+    RuntimeMissing,
     as_aic_error,
 )
 from aiocodec.loading import loading
@@ -43,8 +45,13 @@ if TYPE_CHECKING:
     from aiocodec.codec import Codec
     from aiocodec.entropy.frozen import FrozenEntropyModel
     from aiocodec.image import Picture
+    from aiocodec.light import LightCodec
+
+    AnyCodec = Codec | LightCodec
 
 LARGE = 2_000_000  # pixels of a picture from which on progress within it is told
+
+RUNTIMES = ("auto", "torch", "onnx")  # of a decoder; see `load_decoder`
 
 Row = dict[str, Any]
 Progress = Callable[[float], None]  # is told the fraction that is done, 0 to 1
@@ -224,7 +231,15 @@ class Decode(_Coding):
         None  # bits per sample, 8 or 16; None: 16 in a PNG where the source had more than 8
     )
 
+    runtime: str = "auto"  # what runs the network, one of RUNTIMES
+
     unreadable: ClassVar[type[AicError]] = BitstreamError
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ValueError(f"runtime {self.runtime!r} is none of {', '.join(RUNTIMES)}")
+        if self.runtime == "onnx" and self.device == "cuda":
+            raise ValueError("onnxruntime computes on the CPU alone")
 
     def read(self, path: str) -> bytes:
         """The bytes of an .aic file."""
@@ -257,11 +272,11 @@ class Decode(_Coding):
 
     def restore(
         self, container: Container, progress: Progress | None = None, bits: int = 8
-    ) -> "tuple[Picture, Codec]":
+    ) -> "tuple[Picture, AnyCodec]":
         """The picture in a file that was taken apart, of 8 or 16 bits per sample, and the codec that
         decoded it.
 
-        Raises what `Codec.decode` and `load_codec` raise; of a damaged file as little as possible is
+        Raises what `Codec.decode` and `load_decoder` raise; of a damaged file as little as possible is
         loaded before.
         """
         from aiocodec.pretrained import Manifest
@@ -272,7 +287,7 @@ class Decode(_Coding):
         with loading("numpy"):
             from aiocodec.hyper import screen
         screen(container, load_frozen(fitting))
-        codec = load_codec(self.model or fitting, self.device, self.threads)
+        codec = load_decoder(self.model or fitting, self.device, self.threads, self.runtime)
         options: dict[str, Any] = _told(progress, header.width, header.height)
         if bits != 8:
             options["bits"] = bits
@@ -298,7 +313,7 @@ def _told(progress: Progress | None, width: int, height: int) -> dict[str, Any]:
     return {"progress": progress} if progress and width * height >= LARGE else {}
 
 
-def _measures(width: int, height: int, length: int, quality: int, codec: "Codec") -> Row:
+def _measures(width: int, height: int, length: int, quality: int, codec: "AnyCodec") -> Row:
     """What rows say of a picture and its .aic file of `length` bytes."""
     return {
         "width": width,
@@ -311,15 +326,15 @@ def _measures(width: int, height: int, length: int, quality: int, codec: "Codec"
     }
 
 
-# --------------------------------------------------------------------------- PyTorch
+# --------------------------------------------------------------------------- PyTorch and onnxruntime
 
 
 @functools.cache
 def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
     """Import PyTorch and load a model.
 
-    Raises LimitError for too little memory, RuntimeMissing where PyTorch cannot be loaded,
-    ModelError for a device or weights that are not there.
+    Raises LimitError for too little memory, RuntimeMissing where PyTorch is not installed or cannot be
+    loaded, ModelError for a device or weights that are not there.
     """
     try:
         with loading("torch"):
@@ -327,10 +342,46 @@ def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
 
             from aiocodec.codec import Codec
     except Exception as fault:
+        if isinstance(fault, ModuleNotFoundError) and fault.name == "torch":
+            raise RuntimeMissing(
+                "PyTorch is not installed: pip install 'aiocodec[torch]', or torch itself, brings it"
+            ) from None
         raise as_aic_error(fault) from None
     if threads is not None:
         torch.set_num_threads(threads)
     return Codec(model, device)
+
+
+def load_decoder(
+    model: str | None, device: str, threads: int | None, runtime: str = "auto"
+) -> "AnyCodec":
+    """Import PyTorch or onnxruntime, and load a model to decode with.
+
+    Args:
+        runtime: one of RUNTIMES; "auto" is "torch" where it is installed, and "onnx" otherwise.
+
+    Raises as `load_codec` does, of both of them.
+    """
+    if runtime == "auto":
+        runtime = "torch" if device == "cuda" or find_spec("torch") else "onnx"
+    return load_codec(model, device, threads) if runtime == "torch" else load_light(model, threads)
+
+
+@functools.cache
+def load_light(model: str | None, threads: int | None) -> "LightCodec":
+    """Import onnxruntime and load a model; errors as of `load_codec`."""
+    try:
+        with loading("onnxruntime"):
+            import onnxruntime  # noqa: F401
+
+            from aiocodec.light import LightCodec
+    except Exception as fault:
+        if isinstance(fault, ModuleNotFoundError) and fault.name == "onnxruntime":
+            raise RuntimeMissing(
+                "onnxruntime is not installed: pip install onnxruntime brings it"
+            ) from None
+        raise as_aic_error(fault) from None
+    return LightCodec(model, threads)
 
 
 @functools.cache

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from aiocodec.codec import Codec
     from aiocodec.entropy.frozen import FrozenEntropyModel, Layers
     from aiocodec.image import Picture
 
 LIBRARIES = {  # what is imported: what is installed
     "torch": "torch",
+    "onnxruntime": "onnxruntime",
     "numpy": "numpy",
     "PIL": "pillow",
     "constriction": "constriction",
@@ -45,6 +45,7 @@ LIBRARIES = {  # what is imported: what is installed
     "click": "click",
     "jinja2": "jinja2",
     "platformdirs": "platformdirs",
+    "threadpoolctl": "threadpoolctl",
 }
 MIN_PYTHON = (3, 10)
 MIN_MEMORY = (
@@ -88,7 +89,7 @@ def examine() -> Iterator[Check]:
     yield _checked("range coder", _range_coder)
     yield from _each("exact path on", _devices, _exact_path)
     yield from _each("round trip on", _devices, _round_trip)
-    yield _checked("golden files", functools.partial(_golden_files, "cpu"))
+    yield from _each("golden files on", _devices, _golden_files)
 
 
 def report(check: Check) -> str:
@@ -135,6 +136,8 @@ def _on_one_thread(look: Callable[[str], Check]) -> Callable[[str], Check]:
 
     @functools.wraps(look)
     def on_one_thread(thing: str) -> Check:
+        if not _installed("torch"):
+            return look(thing)
         import torch
 
         before = torch.get_num_threads()
@@ -169,6 +172,9 @@ def _versions() -> Check:
 
 
 def _library(module: str, package: str) -> Check:
+    if module == "torch" and not _installed("torch"):
+        what = "not installed: files are decoded without it; aiocodec[torch] encodes too"
+        return Check("", None, what, {"module": module})
     try:
         import_module(module)
     except Exception as fault:  # a shared library that is missing raises OSError, for one
@@ -179,6 +185,14 @@ def _library(module: str, package: str) -> Check:
     except metadata.PackageNotFoundError:
         version = str(getattr(sys.modules[module], "__version__", "of unknown version"))
     return Check("", True, version, {"module": module, "version": version})
+
+
+def _installed(module: str) -> bool:
+    """Whether a library is there, be it broken."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return True
 
 
 def _formats() -> Check:
@@ -208,20 +222,19 @@ def _formats() -> Check:
 
 
 def _processor() -> Check:
-    import torch
-
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     values = {
         "name": _lines("/proc/cpuinfo").get("model name") or platform.processor() or "unknown",
         "cores": os.cpu_count(),
         "usable_cores": usable,
-        "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
     }
-    detail = (
-        f"{values['name']}, {usable} of {values['cores']} cores, {values['threads']} threads, "
-        f"{values['instruction_set']}"
-    )
+    detail = f"{values['name']}, {usable} of {values['cores']} cores"
+    if _installed("torch"):
+        import torch
+
+        values["threads"] = torch.get_num_threads()
+        values["instruction_set"] = torch.backends.cpu.get_cpu_capability()
+        detail += f", {values['threads']} threads, {values['instruction_set']}"
     return Check("", True, detail, values)
 
 
@@ -282,14 +295,16 @@ def _models() -> list[str]:
 
 @_on_one_thread
 def _weights(name: str) -> Check:
-    """Hashes of all files, the fingerprint, and that the network can be built of them."""
+    """Hashes of all files, the fingerprint, and that the networks can be built of them."""
     from aiocodec.pretrained import Manifest
 
     manifest = Manifest.read()
     for file in manifest.files(name):
         manifest.verified(file)
     fingerprint = manifest.load_frozen(name).fingerprint.hex()
-    manifest.load(name).transforms()
+    if _installed("torch"):
+        manifest.load(name).transforms()
+    _codec("onnx")
     size = manifest.weight_bytes(name)
     values = {
         "files": manifest.files(name),
@@ -306,9 +321,12 @@ def _weights(name: str) -> Check:
 
 
 def _devices() -> list[str]:
+    """Those of PyTorch, and onnxruntime with numpy, which come without it."""
+    if not _installed("torch"):
+        return ["onnx"]
     import torch
 
-    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), "onnx"]
 
 
 def _range_coder() -> Check:
@@ -337,27 +355,39 @@ def _range_coder() -> Check:
 
 @_on_one_thread
 def _exact_path(device: str) -> Check:
-    """The shipped entropy model by torch on a device, and by the reference."""
-    import torch
+    """The shipped entropy model by torch on a device, or by numpy, and by the reference."""
+    import numpy as np
 
     from aiocodec.entropy import passes
-    from aiocodec.entropy.exact import ExactEntropyModel
 
     frozen = _frozen()
     program, quality = frozen.program, 40
     z = _noise(program.hyper * 2, 12).reshape(program.hyper, 1, 2)
     masks = passes.masks(program.order, (program.latents, 4, 8))
     v = _noise(masks[0].size, 3000).reshape(masks[0].shape)
-    exact = ExactEntropyModel(frozen).to(device)
-    features = exact.features(torch.from_numpy(z).to(device), quality)
-    found = [features]
-    for k in range(len(masks)):
-        before = torch.from_numpy(v * masks[:k].any(0)).to(device)
-        parameters = exact.predict(k, features, before.double())
-        found += [parameters.indexes, parameters.means]
+    seen = [v * masks[:k].any(0) for k in range(len(masks))]
+    if device == "onnx":
+        from aiocodec.entropy.portable import PortableEntropyModel
+
+        portable = PortableEntropyModel(frozen)
+        found: list[Any] = [portable.features(z, quality)]
+        for k, before in enumerate(seen):
+            found += portable.predict(k, found[0], before)
+    else:
+        import torch
+
+        from aiocodec.entropy.exact import ExactEntropyModel
+
+        exact = ExactEntropyModel(frozen).to(device)
+        features = exact.features(torch.from_numpy(z).to(device), quality)
+        tensors = [features]
+        for k, before in enumerate(seen):
+            parameters = exact.predict(k, features, torch.from_numpy(before).to(device).double())
+            tensors += [parameters.indexes, parameters.means]
+        found = [tensor.cpu().numpy() for tensor in tensors]
     digest = sha256()
-    for tensor in found:
-        digest.update(tensor.cpu().to(torch.int64).numpy().astype("<i8").tobytes())
+    for array in found:
+        digest.update(np.asarray(array).astype("<i8").tobytes())
     given, expected = digest.hexdigest()[:16], _reference_digest(quality, z, v, masks)
     what = "equals" if given == expected else f"differs from {expected} of"
     detail = f"{given} {what} the integers of the reference"
@@ -450,7 +480,11 @@ def _integers(
 
 
 @functools.cache
-def _codec(device: str) -> "Codec":
+def _codec(device: str) -> "Any":
+    if device == "onnx":
+        from aiocodec.light import LightCodec
+
+        return LightCodec()
     from aiocodec.codec import Codec
 
     return Codec(device=device)
@@ -463,7 +497,7 @@ def _round_trip(device: str) -> Check:
 
     picture = _picture()
     codec = _codec(device)
-    data = codec.encode(picture, GOOD_QUALITY, verify=True)
+    data = _codec("cpu" if device == "onnx" else device).encode(picture, GOOD_QUALITY, verify=True)
     decoded = codec.decode(data)
     elsewhere = decoded if device == "cpu" else _codec("cpu").decode(data)
     assert picture.alpha is not None

@@ -1,4 +1,4 @@
-"""The import of large libraries, NumPy and PyTorch, just before they are needed.
+"""The import of large libraries, NumPy, PyTorch and onnxruntime, just before they are needed.
 
 A signal in the middle of it waits for its end: an exception there aborts the process. So does too
 little address space (`ulimit -v`), which is therefore looked at beforehand.
@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from aiocodec import signals
 from aiocodec.errors import LimitError
 
-_MEGABYTES = {"numpy": 110, "torch": 110}  # of address space, besides the libraries of PyTorch
+_MEGABYTES = {  # of address space, besides the libraries of PyTorch
+    "numpy": 110,
+    "torch": 110,
+    "onnxruntime": 150,
+}
 _PER_THREAD = 10  # megabytes, of its stack above all
 
 # How threads of OpenMP wait, unless the environment says it: asleep. Otherwise they spin, which takes the
@@ -23,11 +27,11 @@ _WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 @contextmanager
 def loading(library: str) -> Iterator[None]:
-    """A block that imports "numpy" (with Pillow) or "torch" (with all that comes along), in which
-    signals are held; LimitError where the address space that is left cannot suffice."""
+    """A block that imports "numpy" (with Pillow), "torch" or "onnxruntime" (with all that comes along), in
+    which signals are held; LimitError where the address space that is left cannot suffice."""
     space = _space() if library not in sys.modules else None
     if space is not None:
-        missing = {"numpy", library} - set(sys.modules)  # PyTorch imports NumPy
+        missing = {"numpy", library} - set(sys.modules)  # the others import NumPy
         needed = sum(_MEGABYTES[name] for name in missing) + _PER_THREAD * (os.cpu_count() or 1)
         if library == "torch":
             needed += _size_of_torch() >> 20

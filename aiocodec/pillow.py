@@ -34,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile
 
 from aiocodec import tiff
-from aiocodec.batch import load_codec, load_frozen
+from aiocodec.batch import load_codec, load_decoder, load_frozen
 from aiocodec.config import DEFAULT_QUALITY, MAX_COMMENT, MAX_SIDE
 from aiocodec.container import (
     HEADER_SIZE,
@@ -154,7 +154,7 @@ def _decoded(container: Container) -> Image.Image:
         from aiocodec.image import to_pillow
     name = Manifest.read().for_fingerprint(container.header.fingerprint)
     with _CODING:
-        picture = load_codec(name, "auto", None).decode(container)
+        picture = load_decoder(name, "auto", None).decode(container)
     return to_pillow(picture)
 
 

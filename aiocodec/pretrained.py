@@ -292,7 +292,7 @@ def _check(entries: Any) -> None:
         if "synthesis" in model:
             graph = _member(model, "synthesis", dict)
             named.append(graph.get("file"))
-            halo = graph.get("halo")
+            halo = graph.get("halo", -1)
             if halo is not None and (type(halo) is not int or not 0 <= halo <= MAX_HALO):
                 raise ValueError(f"a halo is none, or not in 0..{MAX_HALO}")
         if not all(type(file) is str and file in files for file in named) or not all(parts):

@@ -29,7 +29,7 @@ def fresh():
 def copied(tmp_path, monkeypatch):
     """A copy of the weights that may be spoiled."""
     for path in pretrained._folder().iterdir():
-        if path.suffix in (".json", ".safetensors"):
+        if path.suffix in (".json", ".safetensors", ".onnx"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(pretrained, "_folder", lambda: tmp_path)
     return tmp_path
@@ -55,7 +55,7 @@ def test_nothing_is_wrong_here_and_it_is_quick():
         "round trip on cpu",
     ]
     assert set(needed) <= {check.name for check in checks if check.ok}
-    assert found()["golden files"].values["files"] >= 6
+    assert found()["golden files on cpu"].values["files"] >= 6
 
 
 def test_every_check_is_a_line_for_people_and_an_object_for_machines():
@@ -113,7 +113,7 @@ def test_without_weights_what_needs_them_fails(tmp_path, monkeypatch):
 
 
 def test_a_flipped_bit_in_weights_is_named(copied):
-    for file in copied.glob("*.safetensors"):
+    for file in {*copied.glob("*.safetensors"), *copied.glob("*.onnx")}:
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
@@ -193,12 +193,12 @@ def test_a_picture_that_comes_back_wrong_is_found(monkeypatch):
         checks["round trip on cpu"].ok is False
         and "less than" in checks["round trip on cpu"].detail
     )
-    assert checks["golden files"].ok is False
+    assert checks["golden files on cpu"].ok is False
 
 
 def test_outside_of_the_repository_golden_files_do_not_apply(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "GOLDEN", tmp_path)
-    assert found()["golden files"].ok is None
+    assert found()["golden files on cpu"].ok is None
 
 
 def test_little_memory_is_found(monkeypatch):

@@ -23,6 +23,7 @@ from aiocodec.pretrained import Manifest
 
 ROOT = Path(__file__).parent.parent
 CLIENT = Path(__file__).parent / "client.py"
+SUFFIXES = {".safetensors", ".onnx"}  # of weights
 
 
 def test_every_weight_file_is_packaged_and_small_enough():
@@ -35,7 +36,8 @@ def test_every_weight_file_is_packaged_and_small_enough():
     for name in [*files, "manifest.json", "TRAINING.md"]:
         assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
         assert (ROOT / "weights" / name).exists()
-    assert {path.name for path in (ROOT / "weights").glob("*.safetensors")} == set(files)
+    weights = {path.name for path in (ROOT / "weights").iterdir() if path.suffix in SUFFIXES}
+    assert weights == set(files)
     assert max(entry["bytes"] for entry in files.values()) < 50e6
     assert manifest.weight_bytes(manifest.models[0]) <= 45e6
     assert sum(entry["bytes"] for entry in files.values()) <= 90e6
@@ -178,8 +180,10 @@ def test_metadata(distributions):
     assert (metadata["Name"], metadata["Version"]) == ("aiocodec", aiocodec.__version__)
     assert metadata["License-Expression"] == "MIT" and licence == (ROOT / "LICENSE").read_bytes()
     assert metadata["Requires-Python"] == ">=3.10"
-    extras = {"train", "evaluate", "heif", "jxl", "raw", "dev", "fuzz"}
+    extras = {"light", "torch", "train", "evaluate", "heif", "jxl", "raw", "dev", "fuzz"}
     assert set(metadata.get_all("Provides-Extra")) == extras
+    needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert not [line for line in needed if line.startswith("torch")]
     assert metadata["Summary"] and metadata.get_payload() == (ROOT / "README.md").read_text("utf-8")
     (module, function) = scripts["console_scripts"]["aic"].split(":")
     assert callable(getattr(importlib.import_module(module), function))

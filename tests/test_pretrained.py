@@ -26,6 +26,7 @@ from aiocodec.codec import Codec
 from aiocodec.entropy.frozen import FrozenEntropyModel, Program, thaw
 from aiocodec.errors import ModelError
 from aiocodec.latents import LatentCoder
+from aiocodec.light import load_synthesis
 from aiocodec.pretrained import Manifest
 
 SHIPPED = pretrained._folder()
@@ -115,6 +116,7 @@ def use(folder):
     loaded.transforms()
     loaded.trainable()
     LatentCoder(loaded.frozen)
+    load_synthesis(manifest, name, threads=1)
 
 
 @pytest.fixture

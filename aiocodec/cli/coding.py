@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from aiocodec.batch import Decode, Encode, Job, Row, Work, guard, run, spread
+from aiocodec.batch import RUNTIMES, Decode, Encode, Job, Row, Work, guard, run, spread
 from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, STRIPS, StripAlone, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_EFFORT, DEFAULT_QUALITY, MAX_EFFORT
@@ -124,9 +124,21 @@ def encode(
     type=click.Choice(["8", "16"]),
     help="Bits per sample; by default 16 in a PNG whose source had more than 8, and only there.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="What runs the network: PyTorch, or onnxruntime, on the CPU alone; auto is PyTorch where it is "
+    "installed.",
+)
 @coding_options
 def decode(
-    paths: tuple[str, ...], format_name: str | None, depth: str | None, **options: Any
+    paths: tuple[str, ...],
+    format_name: str | None,
+    depth: str | None,
+    runtime: str,
+    **options: Any,
 ) -> None:
     """Decode .aic files to pictures.
 
@@ -140,12 +152,16 @@ def decode(
         format_of(f"x{suffix}")
     except OutputError as error:
         raise click.BadParameter(str(error), param_hint="--format") from None
+    if runtime == "onnx" and options["device"] == "cuda":
+        raise click.UsageError("--runtime onnx computes on the CPU alone")
     named = options["output"] is not None or (options["out_dir"] is None and len(paths) == 2)
     if named and not format_name:
         suffix = None  # that of OUT
     _code(
         paths,
-        functools.partial(Decode, suffix=suffix, depth=int(depth) if depth else None),
+        functools.partial(
+            Decode, suffix=suffix, depth=int(depth) if depth else None, runtime=runtime
+        ),
         **options,
     )
 

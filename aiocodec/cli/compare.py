@@ -77,7 +77,7 @@ def distance(
 ) -> Row:
     """What `aic compare` says of two pictures in files of these sizes, in bytes; ImageError where
     their sides are not the same. The PSNR of pictures that are equal is None, as JSON has no infinity."""
-    with loading("torch"):
+    with loading("numpy"):
         from aiocodec.metrics import blockiness, bpp, ms_ssim, psnr
 
     a, b = pictures

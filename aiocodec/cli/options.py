@@ -21,7 +21,7 @@ EXIT_CODES = {
     2: "wrong usage",
     3: "an image that cannot be read",
     4: "an .aic file that is corrupt, truncated or cannot be read",
-    5: "an .aic file of an unsupported version or another model, no weights, or PyTorch cannot be loaded",
+    5: "an .aic file of an unsupported version or another model, no weights, or a library is missing",
     6: "a limit is exceeded: pixels, memory or file size",
     7: "the output exists or cannot be written",
     8: "some files of a batch failed, the others are done",

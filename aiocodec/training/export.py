@@ -76,6 +76,7 @@ def synthesis_onnx(g_s: Synthesis) -> bytes:
         producer_name="aiocodec",
         producer_version=__version__,
     )
+    helper.set_model_props(model, {"halo": str(synthesis_halo(g_s))})
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
