@@ -6,8 +6,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from test_entropy import random_model
 
 from aiocodec.config import CHECKERBOARD, QUADTREE, EntropyConfig
@@ -19,6 +21,7 @@ from aiocodec.rangecoder import Decoder, Encoder, Tables
 from aiocodec.training.release import frozen_of, gaussian_tables, quantise
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 class Refused(Exception):
@@ -239,6 +242,17 @@ def test_the_example_file_is_one():
 # --------------------------------------------------------------------------- the frozen model
 
 
+def summary(integers):
+    """What a golden file says of a list or an array of integers."""
+    flat = np.asarray(integers, "<i4").reshape(-1)
+    return {
+        "count": len(flat),
+        "crc32": f"{zlib.crc32(flat.tobytes()):08x}",
+        "first": flat[:8].tolist(),
+        "last": flat[-8:].tolist(),
+    }
+
+
 class WrittenModel:
     """A frozen model run by its program in int64, with numpy alone."""
 
@@ -278,7 +292,8 @@ class WrittenModel:
         return x
 
     def decode(self, words, width, height, quality):
-        """The symbols of a file, z and y in coding order, and v of every element of y."""
+        """The symbols of a file, z and y in coding order, v and y_hat of every element of y, and the
+        values on the way that golden files come with, as docs/format.md describes them."""
         p, networks = self.program, self.program["networks"]
         tables = {
             which: written(
@@ -291,10 +306,12 @@ class WrittenModel:
         h, w = -(-height // p["stride"]), -(-width // p["stride"])
         numbers = [level * p["hyper"] + c for c in range(p["hyper"]) for _ in range(h * w)]
         symbols = decoder.call(numbers, tables["z"])
+        steps = {"z": summary(symbols)}
         z = np.array(symbols).reshape(p["hyper"], h, w)
         told = self.tensors["embedding"][level][:, None, None] if "embedding" in self.tensors else 0
         x = self.saturate(z * 2 ** p["fraction"] + told)
         features = self.run(networks["fusion"], self.run(networks["h_s"], x))
+        steps |= {"features": summary(features), "passes": []}
         _, index, mean = np.split(features, 3)
         n, order = p["latents"], p["order"]
         unit = 2 ** p["fraction"] // p["mean_unit"]
@@ -315,12 +332,40 @@ class WrittenModel:
                 for place in np.ndindex(v.shape)
                 if order[place[0] * len(order) // n][place[1] % 2][place[2] % 2] == k
             ]
-            found = decoder.call([int(table[place]) for place in places], tables["y"])
+            coded_with = [int(table[place]) for place in places]
+            found = decoder.call(coded_with, tables["y"])
+            steps["passes"].append({"tables": summary(coded_with), "symbols": summary(found)})
             for place, symbol in zip(places, found, strict=True):
                 v[place] = symbol * unit + mean_k[place]
             symbols += found
         decoder.finish()
-        return np.array(symbols, "<i4"), v
+        y_hat = self.dequantised(v, features[:n])
+        return np.array(symbols, "<i4"), v, y_hat, steps | {"v": summary(v)}
+
+    def dequantised(self, v, step):
+        p = self.program
+        most = p["step_bits"] * 2 ** p["fraction"]
+        sizes = 2.0 ** (np.clip(step, -most, most) / 2 ** p["fraction"])
+        return (v / (2 ** p["fraction"] // p["mean_unit"]) * sizes).astype(np.float32)
+
+
+def written_model(tensors):
+    """A model run as the document says, which has the program of the first generation."""
+    if "program" not in tensors:
+        text = (FORMAT.parent / "first-generation.json").read_bytes()
+        tensors = {**tensors, "program": np.frombuffer(text, np.uint8)}
+    return WrittenModel(tensors)
+
+
+def synthesised(graph, y_hat, header):
+    """The pixels of a whole picture, by the graph of its model."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    quality = np.array([header.quality], np.float32)
+    (x_hat,) = session.run(["x_hat"], {"y_hat": y_hat[None], "quality": quality})
+    x_hat = x_hat[0, :, : header.height, : header.width]
+    if header.flags & 1:
+        x_hat = np.repeat(x_hat.mean(0, keepdims=True), 3, axis=0)
+    return np.clip(np.floor(x_hat * 255 + 0.5), 0, 255).transpose(1, 2, 0)
 
 
 @pytest.mark.parametrize("order", [CHECKERBOARD, QUADTREE], ids=["two", "four"])
@@ -330,7 +375,7 @@ def test_latents_are_decoded_by_the_document_alone(order):
     torch.manual_seed(0)
     latents = coder.encode(torch.randn(8, 8, 4) * 3, torch.randn(6, 2, 1) * 9, 30)
     model = WrittenModel(coder.entropy.frozen.tensors)
-    symbols, v = model.decode(latents.words, 64, 100, 30)
+    symbols, v, found, _ = model.decode(latents.words, 64, 100, 30)
     assert zlib.crc32(symbols[: 6 * 2].tobytes()) == latents.z_crc
     assert zlib.crc32(symbols.tobytes()) == latents.symbols_crc
     y_hat = coder.decode(latents, 64, 100, 30)
@@ -338,15 +383,32 @@ def test_latents_are_decoded_by_the_document_alone(order):
         coder.entropy.features(torch.tensor(symbols[:12]).view(6, 2, 1), 30)
     )
     assert torch.equal(y_hat, (torch.from_numpy(v).double() / 128).float() * steps)
+    assert np.allclose(found, y_hat, rtol=1e-6, atol=0)
 
 
-def test_a_golden_file_is_decoded_by_the_document_alone():
-    data = (FORMAT.parents[1] / "tests/golden/v1-pixel.aic").read_bytes()
-    container = unpack(data)
-    latents = unpack_latents(container.get(0x01), container.header.version)
+@pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.aic")), ids=lambda path: path.stem)
+def test_golden_files_are_decoded_by_the_document_alone(golden):
+    """To the symbols, the values on the way, and, by the graph that ships, the pixels."""
+    container = unpack(golden.read_bytes())
+    header = container.header
+    latents = unpack_latents(container.get(0x01), header.version)
     manifest = Manifest.read()
-    frozen = manifest.load_frozen(manifest.for_fingerprint(container.header.fingerprint))
-    text = np.frombuffer(frozen.program.to_json(), np.uint8)  # as for the first generation
-    model = WrittenModel({**frozen.tensors, "program": text})
-    symbols, _ = model.decode(latents.words, 1, 1, container.header.quality)
+    name = manifest.for_fingerprint(header.fingerprint)
+    model = written_model(manifest.load_frozen(name).tensors)
+    size = header.width, header.height, header.quality
+    symbols, _, y_hat, steps = model.decode(latents.words, *size)
     assert zlib.crc32(symbols.tobytes()) == latents.symbols_crc
+    assert steps == json.loads(golden.with_suffix(".json").read_text())["steps"]
+    rgb = synthesised(manifest.synthesis(name)[0], y_hat, header)
+    expected = np.asarray(Image.open(golden.with_suffix(".png")).convert("RGB"))
+    assert np.abs(rgb - expected).max() <= 1
+
+
+def test_the_program_of_the_first_generation_is_the_one_in_the_documents():
+    given = json.loads((FORMAT.parent / "first-generation.json").read_text("utf-8"))
+    manifest = Manifest.read()
+    old = [m for m in manifest.models if "program" not in manifest.load_frozen(m).tensors]
+    for name in old:
+        assert json.loads(manifest.load_frozen(name).program.to_json()) == given
+    if not old:
+        pytest.skip("no model of the first generation ships")

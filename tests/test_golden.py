@@ -35,6 +35,7 @@ def facts(data):
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_headers_parse(name):
     expected = json.loads((FOLDER / f"{name}.json").read_text())
+    del expected["steps"]  # test_format.py looks at these
     assert facts((FOLDER / f"{name}.aic").read_bytes()) == expected
 
 
@@ -65,10 +66,23 @@ def of_version_1(data):
     return pack(replace(container.header, version=1), chunks)
 
 
+def steps(data, frozen):
+    """The values on the way that other decoders can compare theirs with, see docs/format.md."""
+    from test_format import written_model
+
+    container = unpack(data)
+    header = container.header
+    words = unpack_latents(container.get(ChunkType.LATENTS), header.version).words
+    model = written_model(frozen.tensors)
+    return model.decode(words, header.width, header.height, header.quality)[-1]
+
+
 def make():
     from aiocodec.codec import Codec
+    from aiocodec.pretrained import Manifest
 
     codec = Codec(device="cpu")
+    frozen = Manifest.read().load_frozen(codec.name)
     lake = read((Path(__file__).parent / "photos" / "lake-noisy.png").read_bytes()).rgb
     ramp = np.arange(65, dtype=np.uint8)[None].repeat(33, axis=0)
     gray = Picture(rgb=np.ascontiguousarray(np.stack([ramp * 3] * 3, axis=2)), gray=True)
@@ -82,7 +96,8 @@ def make():
         for stem, file in ((f"v1-{name}", of_version_1(data)), (f"v2-{name}", data)):
             (FOLDER / f"{stem}.aic").write_bytes(file)
             (FOLDER / f"{stem}.png").write_bytes(write(codec.decode(file)))
-            (FOLDER / f"{stem}.json").write_text(json.dumps(facts(file)) + "\n")
+            said = {**facts(file), "steps": steps(file, frozen)}
+            (FOLDER / f"{stem}.json").write_text(json.dumps(said) + "\n")
 
 
 if __name__ == "__main__":
