@@ -615,7 +615,8 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, text):
     ("synthesis", "fault"),
     [
         (3, "no member"),
-        ({}, "not listed"),
+        ({}, "halo"),
+        ({"halo": None}, "not listed"),
         ({"file": "b", "halo": 1}, "not listed"),
         ({"file": ["a"], "halo": 1}, "not listed"),
         ({"file": "a", "halo": True}, "halo"),
