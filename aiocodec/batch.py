@@ -428,7 +428,7 @@ def spread(paths: Sequence[str], out_dir: str, work: Work, *, recursive: bool = 
             jobs.append(job(path, os.path.basename(path)))
             continue
         found = False
-        for source, why in _files(path, work.suffixes(), out_dir):
+        for source, why in walk(path, work.suffixes(), out_dir):
             found = True
             if why is None:
                 jobs.append(job(source, os.path.relpath(source, path)))
@@ -462,10 +462,12 @@ def guard(jobs: Sequence[Job]) -> list[Job]:
     return guarded
 
 
-def _files(folder: str, suffixes: frozenset[str], out_dir: str) -> Iterator[tuple[str, str | None]]:
-    """(path, None) for the files with these suffixes in a folder and below it, and (path, why) for
-    the folders that cannot be read."""
-    outputs = files.identity(out_dir)
+def walk(
+    folder: str, suffixes: frozenset[str], out_dir: str | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """(path, None) for the files with these suffixes in a folder and below it, as `spread` takes them,
+    and (path, why) for the folders that cannot be read."""
+    outputs = None if out_dir is None else files.identity(out_dir)
     waiting = [folder]
     while waiting:
         path = waiting.pop()

@@ -23,6 +23,7 @@ from aiocodec.cli.man import manual
 from aiocodec.cli.options import EPILOG, EXIT_CODES
 from aiocodec.cli.report import emit, say
 from aiocodec.cli.train import train
+from aiocodec.cli.view import view
 from aiocodec.errors import BrokenPipe, OutputError, as_aic_error
 from aiocodec.files import abandon
 
@@ -50,7 +51,7 @@ def cli() -> None:
     """Compress photographs, and restore them on the way: noise goes in, a clean picture comes out."""
 
 
-for command in (encode, decode, info, compare, evaluate, train, doctor):
+for command in (encode, decode, info, view, compare, evaluate, train, doctor):
     cli.add_command(command)
 
 
