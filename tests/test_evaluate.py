@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +22,16 @@ from aiocodec.errors import AicError, ImageError
 from aiocodec.evaluate import codecs as codecs_module
 from aiocodec.evaluate import study as study_module
 from aiocodec.evaluate.codecs import CodecSpec, Coder, Worker, code
-from aiocodec.evaluate.report import as_csv, at_size, choose, compare, points_table, write_report
+from aiocodec.evaluate.report import (
+    CROP,
+    SLIDER,
+    as_csv,
+    at_size,
+    choose,
+    compare,
+    points_table,
+    write_report,
+)
 from aiocodec.evaluate.study import (
     Curve,
     Measures,
@@ -646,7 +656,8 @@ def test_report(folder, tmp_path):
     page = Page(files["report.html"].decode())
     assert not page.open  # every element is closed
     assert page.sources and all(source.startswith("data:image/") for source in page.sources)
-    assert not re.search(r"url\(|@import|<script", files["report.html"].decode())
+    assert not re.search(r"url\(|@import|<script ", files["report.html"].decode())
+    assert page.text.count(SLIDER.read_text("utf-8")) == 1
     assert files["report.html"].count(b"<th>edges</th><th>blocks</th>") == 2
     assert "aic evaluate <here>" in page.text and "a <b>&.png" in page.text
     assert read_curves(tmp_path / "out" / "results.json") == study.results.curves
@@ -676,13 +687,52 @@ def test_pictures_are_those_of_the_table(folder):
             for s in results.samples
             if (s.image, s.codec, s.quality) == (row.image, "nlm+webp", 60)
         )
-        assert row.tiles[3].detail == f"q 60 \u00b7 {ours.bpp:.3f} bpp \u00b7 {ours.psnr:.2f} dB"
+        size = round(ours.bpp * WIDTH * HEIGHT / 8)
+        detail = f"q 60 \u00b7 {size} bytes \u00b7 {ours.bpp:.3f} bpp \u00b7 {ours.psnr:.2f} dB"
+        assert row.tiles[3].detail == detail
         clean = read((folder / row.image).read_bytes()).rgb
         assert row.tiles[-1].crop.shape == (HEIGHT, WIDTH, 3)  # the image is smaller than a crop
         assert np.array_equal(row.tiles[-1].crop, clean)
+        assert all(np.array_equal(tile.part, tile.crop) for tile in row.tiles)
+        assert (row.rival, row.extent) == ("input", f"{WIDTH}x{HEIGHT} pixels")
+        assert row.tiles[0].detail == f"noise:50 \u00b7 {psnr(clean, row.tiles[0].crop):.2f} dB"
         for tile in row.tiles[1:3]:
             rate = float(re.search(r"([\d.]+) bpp", tile.detail)[1])
             assert 0.6 < rate / ours.bpp < 1.6  # webp has few sizes on so noisy an image
+
+
+def test_of_large_pictures_a_part_is_shown_that_holds_the_crop(tmp_path):
+    """About as many pixels as it may have, in the proportion of the whole, and none less than the crop."""
+    x, y = np.meshgrid(np.arange(960), np.arange(640))
+    places = np.stack([x % 256, y % 256, x // 256 + 16 * (y // 256)], 2).astype(np.uint8)
+    Image.fromarray(places).save(tmp_path / "large.png")
+
+    def corners(pixels):
+        """Left, top, right, bottom."""
+        return [
+            value
+            for x, y, high in (pixels[0, 0].tolist(), pixels[-1, -1].tolist())
+            for value in (x + 256 * (high % 16), y + 256 * (high // 16))
+        ]
+
+    with Study(tmp_path, codecs=["jpeg@30", "webp@30"]) as study:
+        study.run()
+        for limit in (200_000, 1):
+            (row,) = compare(study, "clean", limit)
+            assert [tile.crop.shape for tile in row.tiles] == [(CROP[1], CROP[0], 3)] * 3
+            height, width, _ = row.tiles[0].part.shape
+            assert row.extent == f"{width}x{height} of 960x640 pixels"
+            assert row.rival == "webp"
+            if limit == 1:
+                assert all(np.array_equal(tile.part, tile.crop) for tile in row.tiles)
+            else:
+                assert height * width == pytest.approx(limit, rel=0.01)
+                assert width / height == pytest.approx(1.5, abs=0.01)
+            clean = row.tiles[-1]
+            left, top, right, bottom = corners(clean.part)
+            assert np.array_equal(clean.part, places[top : bottom + 1, left : right + 1])
+            inner = corners(clean.crop)
+            assert left <= inner[0] and top <= inner[1] and right >= inner[2] and bottom >= inner[3]
 
 
 def test_odd_names_in_reports(folder, tmp_path):
@@ -746,6 +796,309 @@ def test_the_best_and_the_worst_image_are_shown():
     results.deltas = [study_module.Delta.between(curve, curves[0]) for curve in curves[1:]]
     (best, why), (worst, _) = choose(results, "clean", "ours", ["strong", "weak"])
     assert (best, worst) == ("c", "b") and "against strong: +3.00 dB" in why
+
+
+# --------------------------------------------------------------------------- pictures over each other
+
+# Every pixel says which picture it is of, and where it was there.
+SIDES = (300, 200)
+NAMES = ("input", "aic", "clean")
+MARKS = (0, 80, 160)  # blue, in the order of the names
+GRIP = 26  # columns on either side of the line that the line and its grip may hide
+
+
+def marked(blue):
+    x, y = np.meshgrid(np.arange(SIDES[0]) % 256, np.arange(SIDES[1]))
+    return np.stack([x, y, np.full_like(x, blue)], 2).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if path is None:
+        pytest.skip("needs Chromium")
+    with sync_api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--force-color-profile=srgb"]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open a page of a folder; nothing but itself and its own data may be asked for, and no error be
+    left in the console."""
+    contexts, seen = [], []
+
+    def opened(path, **options):
+        context = browser.new_context(**{"viewport": {"width": 900, "height": 700}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: seen.append(request.url[:100]))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert all(entry.startswith(("file://", "data:")) for entry in seen), seen
+
+
+@pytest.fixture
+def slider(opened, tmp_path):
+    """A page with three pictures, the last a canvas."""
+
+    def slider(**options):
+        for name, blue in zip(NAMES, MARKS, strict=True):
+            Image.fromarray(marked(blue)).save(tmp_path / f"{name}.png")
+        data = Image.fromarray(marked(MARKS[2])).convert("RGBA").tobytes().hex()
+        (tmp_path / "page.html").write_text(
+            "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+            f"<script>{SLIDER.read_text('utf-8')}</script>"
+            "<picture-slider left='input' right='aic'>"
+            "<img data-name='input' data-note='9 dB' src='input.png'><span>9 dB</span>"
+            "<img data-name='aic' src='aic.png'>"
+            f"<canvas data-name='clean' width='{SIDES[0]}' height='{SIDES[1]}'></canvas>"
+            "</picture-slider><script>"
+            f"const bytes = '{data}'.match(/../g).map((byte) => parseInt(byte, 16));"
+            f"const data = new ImageData(new Uint8ClampedArray(bytes), {SIDES[0]}, {SIDES[1]});"
+            "document.querySelector('canvas').getContext('2d').putImageData(data, 0, 0);"
+            "</script>"
+        )
+        page = opened(tmp_path / "page.html", **options)
+        page.wait_for_function(
+            "document.images.length == 2 && [...document.images].every(i => i.complete)"
+        )
+        return page
+
+    return slider
+
+
+def stage(page):
+    """What is seen of the pictures, as pixels."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    shot = page.locator(".stage").first.screenshot(animations="disabled")
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+
+
+def line(page):
+    """The column of the stage where the line is."""
+    return page.evaluate(
+        """() => {
+            const root = document.querySelector("picture-slider").shadowRoot;
+            const [stage, line] = [".stage", ".line"].map((name) =>
+                root.querySelector(name).getBoundingClientRect());
+            return line.left + line.width / 2 - stage.left;
+        }"""
+    )
+
+
+def halves(page):
+    """The names of the pictures that are seen left and right of the line."""
+    pixels, column = stage(page)[..., 2], round(line(page))
+    sides = pixels[:, : max(column - GRIP, 0)], pixels[:, column + GRIP :]
+    found = [[n for n, mark in zip(NAMES, MARKS, strict=True) if (s == mark).any()] for s in sides]
+    assert all(len(names) <= 1 for names in found)
+    return tuple(names[0] if names else None for names in found)
+
+
+def value(page):
+    return int(page.locator(".line").first.get_attribute("aria-valuenow"))
+
+
+def test_both_halves_are_the_pixels_of_the_chosen_pictures(slider):
+    page = slider()
+    seen = stage(page)
+    rows, columns = ((seen.shape[axis] - SIDES[1 - axis]) // 2 for axis in (0, 1))
+    seen = seen[rows:, columns:][: SIDES[1], : SIDES[0]]
+    middle = SIDES[0] // 2
+    assert np.array_equal(seen[:, : middle - GRIP], marked(MARKS[0])[:, : middle - GRIP])
+    assert np.array_equal(seen[:, middle + GRIP :], marked(MARKS[1])[:, middle + GRIP :])
+
+
+def test_any_two_can_be_chosen_and_never_one_twice(slider):
+    page = slider()
+    left, right = page.get_by_label("Picture at left"), page.get_by_label("Picture at right")
+    assert halves(page) == ("input", "aic")
+    right.select_option("clean")
+    assert halves(page) == ("input", "clean")
+    left.select_option("clean")  # which is at right
+    assert halves(page) == ("clean", "input") and right.input_value() == "input"
+    page.evaluate("document.querySelector('picture-slider').setAttribute('left', 'aic')")
+    assert halves(page) == ("aic", "input") and left.input_value() == "aic"
+    assert page.locator(".note").all_inner_texts() == ["", "9 dB"]
+
+
+def test_the_line_follows_mouse_and_keys(slider):
+    page = slider()
+    assert value(page) == 50
+    box = page.locator(".stage").bounding_box()
+    x, y = box["x"] + line(page), box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 0.25 * SIDES[0], y, steps=3)
+    page.mouse.up()
+    page.mouse.move(x, y)  # nothing is held any more
+    assert value(page) == 75 and halves(page) == ("input", "aic")
+    page.mouse.click(x - 0.4 * SIDES[0], y)
+    assert value(page) == 10
+    focused = "document.querySelector('picture-slider').shadowRoot.activeElement.role"
+    assert page.evaluate(focused) == "slider"
+    for key, expected in {
+        "ArrowRight": 11,
+        "ArrowLeft": 10,
+        "PageUp": 20,
+        "ArrowUp": 21,
+        "ArrowDown": 20,
+        "PageDown": 10,
+        "End": 100,
+        "Home": 0,
+    }.items():
+        page.keyboard.press(key)
+        assert value(page) == expected, key
+    assert halves(page) == (None, "aic")
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowRight")
+    assert value(page) == 100 and halves(page) == ("input", None)
+
+
+def test_tab_leads_to_every_part(slider):
+    page = slider()
+    found = []
+    for _ in range(7):
+        page.keyboard.press("Tab")
+        element = "document.querySelector('picture-slider').shadowRoot.activeElement"
+        found.append(page.evaluate(f"{element}.ariaLabel || {element}.innerText"))
+    assert found[:3] == ["Picture at left", "Picture at right", "Line between both pictures"]
+    assert found[3:] == ["1\u00d7", "2\u00d7", "4\u00d7", "Hold to swap"]
+
+
+def test_what_is_held_swaps_both_sides_until_it_is_let_go(slider):
+    page = slider()
+    page.locator(".line").focus()
+    button = page.get_by_text("Hold to swap")
+    box = button.bounding_box()
+
+    def press():
+        page.mouse.move(box["x"] + 9, box["y"] + 9)
+        page.mouse.down()
+
+    for hold, release in (
+        (lambda: page.keyboard.down("f"), lambda: page.keyboard.up("f")),
+        (press, page.mouse.up),
+    ):
+        hold()
+        assert halves(page) == ("aic", "input")
+        assert button.get_attribute("aria-pressed") == "true"
+        release()
+        assert halves(page) == ("input", "aic")
+        assert button.get_attribute("aria-pressed") == "false"
+
+
+def test_pixels_are_enlarged_whole_and_can_be_moved(slider):
+    page = slider(viewport={"width": 500, "height": 700})  # narrower than twice the picture
+    page.get_by_text("2\u00d7").click()
+
+    large = marked(MARKS[0]).repeat(2, 0).repeat(2, 1)
+
+    def corner():
+        """Where what is seen begins in the enlarged picture; of rounded corners and the line, nothing."""
+        seen = stage(page)[10:90, 10:90]
+        found = [
+            (x, y)
+            for x in (2 * seen[0, 0, 0], 2 * seen[0, 0, 0] + 1)
+            for y in (2 * seen[0, 0, 1], 2 * seen[0, 0, 1] + 1)
+            if np.array_equal(large[y : y + 80, x : x + 80], seen)
+        ]
+        assert len(found) == 1
+        return np.array(found[0]) - 10
+
+    before = corner()
+    box = page.locator(".stage").bounding_box()
+    x, y = box["x"] + 60, box["y"] + 60
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 30, y - 20, steps=2)
+    page.mouse.up()
+    assert (corner() - before).tolist() == [30, 20] and value(page) == 50
+    page.keyboard.press("Shift+ArrowLeft")
+    assert corner()[0] < before[0]
+    for _ in range(20):
+        page.keyboard.press("Shift+ArrowLeft")
+        page.keyboard.press("Shift+ArrowUp")
+    assert corner().tolist() == [0, 0]  # and no farther
+    page.keyboard.press("4")
+    page.keyboard.press("-")
+    assert page.get_by_text("2\u00d7").get_attribute("aria-pressed") == "true"
+
+
+def test_a_finger_moves_the_line_on_a_phone_and_nothing_sticks_out(slider):
+    page = slider(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    box = page.locator(".stage").bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] / 2 + 60, box["y"] + 50)
+    assert value(page) == pytest.approx(50 + 100 * 60 / SIDES[0], abs=1)
+    assert halves(page) == ("input", "aic")
+
+
+def test_pictures_may_come_and_go(slider):
+    page = slider()
+    page.evaluate("document.querySelector('[data-name=aic]').remove()")
+    assert halves(page) == ("input", "clean")
+    assert page.locator("select:visible").count() == 0  # of two there is nothing to choose
+    page.evaluate("document.querySelector('[data-name=clean]').remove()")
+    assert stage(page)[..., 2].min() == MARKS[0] and page.locator(".line:visible").count() == 0
+    page.evaluate("document.querySelector('[data-name=input]').remove()")
+    page.evaluate(
+        """() => {
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height, canvas.dataset.name] = [40, 30, "late"];
+            document.querySelector("picture-slider").append(canvas);
+        }"""
+    )
+    page.locator("canvas").wait_for()
+    assert page.locator("canvas").bounding_box()["width"] == 40
+
+
+def test_without_scripts_all_pictures_are_seen(opened, folder, tmp_path):
+    with Study(folder, codecs=["jpeg@20,50,80", "webp@20,50,80"], every=3) as study:
+        study.run()
+        write_report(study, tmp_path / "out", "aic")
+    page = opened(tmp_path / "out" / "report.html", java_script_enabled=False)
+    pictures = page.locator("picture-slider img")
+    tops = {pictures.nth(i).bounding_box()["y"] for i in range(3)}
+    lefts = {pictures.nth(i).bounding_box()["x"] for i in range(3)}
+    assert pictures.count() == 3 and len(tops) == 1 and len(lefts) == 3
+    assert page.locator("picture-slider span").all_inner_texts()[2] == "clean\nthe original"
+
+
+def test_a_report_opens_from_a_folder_with_what_was_coded(opened, folder, tmp_path):
+    with Study(
+        folder, degradations=["noise:25"], codecs=["jpeg@20,50,80", "webp@20,50,80"]
+    ) as study:
+        study.run()
+        write_report(study, tmp_path / "out", "aic")
+        rows = list(compare(study, "noise:25"))
+    page = opened(tmp_path / "out" / "report.html", color_scheme="dark")
+    assert page.locator("picture-slider").count() == len(rows)
+    tiles = rows[0].tiles
+    first = page.locator("picture-slider").first
+    assert first.get_by_label("Picture at left").input_value() == "input"
+    assert first.get_by_label("Picture at right").input_value() == "jpeg"
+    left = first.get_by_label("Picture at left")
+    assert left.locator("option").all_inner_texts() == [tile.title for tile in tiles]
+    assert all("bytes" in tile.detail for tile in tiles[1:-1])
+    for choice in ("webp", "clean"):
+        left.select_option(choice)
+        seen = stage(page)
+        (tile,) = (tile for tile in tiles if tile.title == choice)
+        assert first.locator(".note").first.inner_text() == tile.detail
+        x, y = (seen.shape[1] - WIDTH) // 2, (seen.shape[0] - HEIGHT) // 2
+        half = WIDTH // 2 - GRIP
+        assert np.array_equal(seen[y : y + HEIGHT, x : x + half], tile.part[:, :half])
 
 
 # --------------------------------------------------------------------------- the command

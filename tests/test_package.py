@@ -142,7 +142,7 @@ def test_wheels_have_code_weights_and_manual_and_nothing_else(distributions):
     _, wheel = distributions
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    code = {name for name in sources() if re.fullmatch(r"aiocodec/.+\.py", name)}
+    code = {name for name in sources() if re.fullmatch(r"aiocodec/.+\.(py|js)", name)}
     weights = {*Manifest.read(ROOT / "weights").entries["files"], "manifest.json", "TRAINING.md"}
     weights = {f"aiocodec/weights/{name}" for name in weights | {"__init__.py"}}
     manual = f"aiocodec-{aiocodec.__version__}.data/data/share/man/man1/aic.1"

@@ -1,5 +1,6 @@
 """What a study leaves behind: results.json, results.csv, RD plots, and report.html, one file with
-plots, tables and pictures side by side at nearly equal rates."""
+plots, tables and pictures at nearly equal rates, side by side and, where JavaScript runs, any two of
+them over each other."""
 
 import base64
 import csv
@@ -23,6 +24,9 @@ from aiocodec.evaluate.study import NO_EXTRA, Curve, Delta, Measures, Results, S
 from aiocodec.metrics import bd_psnr, bpp, psnr
 
 CROP = (320, 216)  # width and height of the pictures side by side, in pixels
+WHOLE = 1 << 20  # pixels of a picture that is shown whole; of a larger one so many are
+SHOWN = 16 << 20  # pixels of all pictures that can be laid over each other, at about 1 byte each
+SLIDER = Path(__file__).with_name("slider.js")
 # Colours that people with any colour vision tell apart (Okabe and Ito 2008); the first is ours.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
 
@@ -175,11 +179,12 @@ def _rendered(figure: Any, format: str) -> bytes:
 
 
 class Tile(NamedTuple):
-    """One picture of a row: a crop, and what it is."""
+    """One picture of a row, and what it is."""
 
     title: str
     detail: str
-    crop: Pixels  # a copy, which does not keep the whole picture
+    crop: Pixels  # a copy, as the next is: neither keeps the whole picture
+    part: Pixels  # more of it, or all
 
 
 class Comparison(NamedTuple):
@@ -188,6 +193,8 @@ class Comparison(NamedTuple):
     image: str
     why: str
     overview: Pixels  # the whole input, small, with the crop marked
+    extent: str  # how much of it the parts show
+    rival: str  # title of the tile that the reference is to be laid over first
     tiles: list[Tile]
 
 
@@ -265,7 +272,10 @@ def choose(
     return [(image, "the first image")]
 
 
-def _window(difference: NDArray[np.float64]) -> tuple[slice, slice]:
+Area = tuple[slice, slice]  # rows and columns
+
+
+def _window(difference: NDArray[np.float64]) -> Area:
     """The part of CROP's size where a map [H, W] has the largest absolute sum."""
     height, width = difference.shape
     h, w = min(CROP[1], height), min(CROP[0], width)
@@ -276,10 +286,24 @@ def _window(difference: NDArray[np.float64]) -> tuple[slice, slice]:
     return slice(int(top), int(top) + h), slice(int(left), int(left) + w)
 
 
-def compare(study: Study, degradation: str) -> Iterator[Comparison]:
+def _around(window: Area, sides: tuple[int, int], pixels: int) -> Area:
+    """The part of a picture [H, W] of these sides, in their proportion, that has about so many pixels
+    and a window in the middle, or near it at an edge; all where there are no more, and never less
+    than the window."""
+    share = min(1.0, math.sqrt(pixels / (sides[0] * sides[1])))
+    spans = []
+    for inner, side in zip(window, sides, strict=True):
+        length = max(round(side * share), inner.stop - inner.start)
+        start = (inner.start + inner.stop - length) // 2
+        start = min(max(start, 0), side - length)
+        spans.append(slice(start, start + length))
+    return spans[0], spans[1]
+
+
+def compare(study: Study, degradation: str, pixels: int = WHOLE) -> Iterator[Comparison]:
     """Rows of pictures for a degradation: the input, every codec near the rate of the reference's
     middle quality, and the clean image, cropped where the reference and its best rival differ
-    most."""
+    most, and besides with about so many pixels."""
     results = study.results
     specs = {spec.name: spec for spec in study.applicable(degradation)}
     reference = specs.pop(study.reference, None)
@@ -307,22 +331,37 @@ def compare(study: Study, degradation: str) -> Iterator[Comparison]:
             for name, (_, coded) in (*shown.items(), (reference.name, (middle, ours)))
         }
         difference = errors.pop(reference.name)
-        if errors:
-            difference = difference - errors[min(errors, key=lambda name: errors[name].sum())]
-        area = _window(difference)
+        best = min(errors, key=lambda name: errors[name].sum()) if errors else None
+        if best is not None:
+            difference = difference - errors[best]
+        window = _window(difference)
+        area = _around(window, (height, width), pixels)
         overview = Image.fromarray(x)
-        (top, bottom), (left, right) = ((span.start, span.stop) for span in area)
+        (top, bottom), (left, right) = ((span.start, span.stop) for span in window)
         box = (left, top, right - 1, bottom - 1)
         ImageDraw.Draw(overview).rectangle(box, outline=COLOURS[0], width=max(2, width // 150))
         overview.thumbnail(CROP)
-        tiles = [] if study.is_clean(degradation) else [Tile("input", degradation, x[area].copy())]
+
+        def tile(title: str, detail: str, picture: Pixels, window: Area, area: Area) -> Tile:
+            return Tile(title, detail, picture[window].copy(), picture[area].copy())
+
+        spoiled = not study.is_clean(degradation)
+        tiles = []
+        if spoiled:
+            detail = f"{degradation} · {psnr(clean, x):.2f} dB"
+            tiles.append(tile("input", detail, x, window, area))
         shown[reference.name] = middle, ours  # last, beside the clean image
         for name, (quality, coded) in shown.items():
             rate, distortion = bpp(len(coded.data), width, height), psnr(clean, coded.decoded)
-            detail = f"q {quality} · {rate:.3f} bpp · {distortion:.2f} dB"
-            tiles.append(Tile(name, detail, coded.decoded[area].copy()))
-        tiles.append(Tile("clean", "the original", clean[area].copy()))
-        yield Comparison(image, why, np.asarray(overview), tiles)
+            detail = f"q {quality} · {len(coded.data)} bytes · {rate:.3f} bpp · {distortion:.2f} dB"
+            tiles.append(tile(name, detail, coded.decoded, window, area))
+        tiles.append(tile("clean", "the original", clean, window, area))
+        rows, columns = (span.stop - span.start for span in area)
+        extent = f"{width}x{height} pixels"
+        if (rows, columns) != (height, width):
+            extent = f"{columns}x{rows} of {extent}"
+        rival = "input" if spoiled else best or "clean"
+        yield Comparison(image, why, np.asarray(overview), extent, rival, tiles)
 
 
 # --------------------------------------------------------------------------- the page
@@ -361,6 +400,11 @@ figure:hover .clean { opacity: 1; }
 figure.overview img { aspect-ratio: 320 / 216; object-fit: contain; }
 figcaption { font-size: .85rem; line-height: 1.35; padding-top: .3rem; }
 figcaption b { color: var(--ink); }  figure.ours .crop { outline: 3px solid var(--ours); }
+picture-slider { margin: 0 0 3rem; }
+picture-slider:not(:defined) { display: grid; grid-auto-flow: column; overflow-x: auto;
+  grid-template-rows: auto auto; gap: .3rem .9rem; justify-content: start; }
+picture-slider:not(:defined) img { width: 24rem; height: auto; border-radius: .3rem; }
+picture-slider b { color: var(--ink); }
 </style></head><body>
 {% macro table(rows) %}
 <div class="scroll"><table>
@@ -409,6 +453,13 @@ curves share too few qualities or rates. PSNR is always against the clean image.
 <figcaption><b>{{ tile.title }}</b><br>{{ tile.detail }}</figcaption></figure>
 {% endfor %}
 </div>
+<p class="soft">Any two of these over each other, {{ row.extent }}:</p>
+<picture-slider left="{{ row.rival }}" right="{{ first }}">
+{% for tile in row.tiles %}
+<img data-name="{{ tile.title }}" data-note="{{ tile.detail }}" src="{{ tile.part | uri }}" width="{{ tile.part.shape[1] }}" height="{{ tile.part.shape[0] }}" alt="{{ tile.title }}">
+<span class="soft"><b>{{ tile.title }}</b><br>{{ tile.detail }}</span>
+{% endfor %}
+</picture-slider>
 {% endfor %}
 {% endfor %}
 <h2>How this was measured</h2>
@@ -422,6 +473,8 @@ picture than elsewhere: photographs have about 1, blocks that one sees 1.4 and m
 side, each codec has the quality whose file comes nearest in size to that of {{ first }}; they are cropped where {{ first }} and its best rival differ most. Hold the pointer
 over a picture to see the clean one.</p>
 <ul>{% for codec in codecs %}<li><code>{{ codec }}</code></li>{% endfor %}</ul>
+<script>
+{{ slider | safe }}</script>
 </body></html>
 """
 
@@ -485,6 +538,8 @@ def write_report(
     notes: list[str] = []
     sections: list[Section] = []
     order = list(dict.fromkeys((reference, *(curve.codec for curve in results.curves))))
+    titles = [len(study.applicable(name)) + 2 for name in study.degradations]
+    pixels = min(WHOLE, SHOWN // (2 * sum(titles)))  # of two images each
     for i, degradation in enumerate(study.degradations):
         curves = [curve for curve in results.curves if curve.degradation == degradation]
         if not curves:
@@ -501,7 +556,7 @@ def write_report(
         except ImportError:
             notes.append(NO_EXTRA)
         try:
-            comparisons = list(compare(study, degradation))
+            comparisons = list(compare(study, degradation, pixels))
         except AicError as error:
             notes.append(f"the pictures of {degradation} are missing: {error}")
         points = [row[1:] for row in points_table(curves)]
@@ -521,6 +576,7 @@ def write_report(
         sections=sections,
         system=results.system,
         codecs=results.codecs.values(),
+        slider=SLIDER.read_text("utf-8"),
     )
     write("report.html", page)
     return list(dict.fromkeys(notes))
