@@ -35,7 +35,7 @@ interface Manifest {
 }
 
 /** The models that have a synthesis network, and what is in their assets by name. */
-export function weights(): { models: Model[]; assets: Map<string, Buffer> } {
+function weights(): { models: Model[]; assets: Map<string, Buffer> } {
   const manifest = JSON.parse(readFileSync(join(WEIGHTS, "manifest.json"), "utf-8")) as Manifest;
   const assets = new Map([["runtime", readFileSync(RUNTIME)]]);
   const models: Model[] = [];
@@ -81,8 +81,24 @@ async function exact(): Promise<Uint8Array> {
   return binary;
 }
 
+/** Takes its own address from the runtime: a script that is no module has none, and what is beside it is
+ * given to it as bytes. The runtime only wants an address that it can parse. */
+function runtime(): Plugin {
+  return {
+    name: "aic-runtime",
+    enforce: "pre",
+    transform: {
+      filter: { id: /onnxruntime-web/, code: "import.meta.url" },
+      handler: (code) => ({
+        code: code.replaceAll("import.meta.url", '"aic://runtime/"'),
+        map: null,
+      }),
+    },
+  };
+}
+
 /** The modules that src/virtual.d.ts declares. */
-export function virtual(): Plugin {
+function virtual(): Plugin {
   const modules: Record<string, () => unknown> = {
     "virtual:models": () => `export const models = ${JSON.stringify(weights().models)}`,
     "virtual:exact": async () => asText(Buffer.from(await exact()).toString("base64")),
@@ -140,26 +156,35 @@ const SHARED = {
   root: HERE,
   configFile: false as const,
   logLevel: "warn" as const,
-  plugins: [virtual()],
-  // Of a script that is no module there is no such address; the runtime only wants one that parses.
-  define: { "import.meta.url": '"aic://runtime/"' },
+  plugins: [virtual(), runtime()],
 };
 
-export default defineConfig({
-  root: HERE,
-  base: "./",
-  plugins: [virtual(), page()],
-  build: {
-    outDir: PAGE,
-    emptyOutDir: true,
-    target: "es2022",
-    modulePreload: false,
-    rolldownOptions: {
-      output: {
-        format: "iife",
-        entryFileNames: "assets/[name].js",
-        assetFileNames: "assets/[name][extname]",
+export default defineConfig(({ mode }) =>
+  mode === "codec"
+    ? {
+        ...SHARED, // a module for the tests in test/
+        build: {
+          outDir: join(HERE, "test", "built"),
+          target: "es2022",
+          lib: { entry: join(HERE, "test", "codec.ts"), formats: ["es"], fileName: "codec" },
+        },
+      }
+    : {
+        root: HERE,
+        base: "./",
+        plugins: [virtual(), page()],
+        build: {
+          outDir: PAGE,
+          emptyOutDir: true,
+          target: "es2022",
+          modulePreload: false,
+          rolldownOptions: {
+            output: {
+              format: "iife",
+              entryFileNames: "assets/[name].js",
+              assetFileNames: "assets/[name][extname]",
+            },
+          },
+        },
       },
-    },
-  },
-});
+);
