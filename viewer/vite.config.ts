@@ -97,12 +97,12 @@ function runtime(): Plugin {
   };
 }
 
-/** The modules that src/virtual.d.ts declares. */
-function virtual(): Plugin {
+/** The modules that src/virtual.d.ts declares; the worker is empty where only parts of it are wanted. */
+function virtual({ withWorker }: { withWorker: boolean }): Plugin {
   const modules: Record<string, () => unknown> = {
     "virtual:models": () => `export const models = ${JSON.stringify(weights().models)}`,
     "virtual:exact": async () => asText(Buffer.from(await exact()).toString("base64")),
-    "virtual:worker": async () => asText(await worker()),
+    "virtual:worker": async () => asText(withWorker ? await worker() : ""),
   };
   return {
     name: "aic-virtual",
@@ -156,7 +156,7 @@ const SHARED = {
   root: HERE,
   configFile: false as const,
   logLevel: "warn" as const,
-  plugins: [virtual(), runtime()],
+  plugins: [virtual({ withWorker: false }), runtime()],
 };
 
 export default defineConfig(({ mode }) =>
@@ -172,7 +172,7 @@ export default defineConfig(({ mode }) =>
     : {
         root: HERE,
         base: "./",
-        plugins: [virtual(), page()],
+        plugins: [virtual({ withWorker: true }), page()],
         build: {
           outDir: PAGE,
           emptyOutDir: true,

@@ -116,6 +116,8 @@ export class Decoder {
       );
     }
     const needed = checkMemory(header.width, header.height, model);
+    // They arrive while the worker starts, which asks for them once it needs them.
+    for (const name of [model.entropy, "runtime", model.synthesis]) loadAsset(name).catch(() => {});
     const abort = () => this.#stop?.(signal?.reason);
     signal?.addEventListener("abort", abort);
     let intact = false;

@@ -1,5 +1,6 @@
 /** The worker: decodes one picture after the other, and asks the page for what it needs for that. */
 
+import { fromBase64 } from "./codec/base64";
 import { asAicError, incompatible } from "./codec/errors";
 import { inflate } from "./codec/inflate";
 import type { Model } from "./codec/models";
@@ -38,7 +39,7 @@ async function asset(name: string): Promise<Uint8Array<ArrayBuffer>> {
   if (answer.kind !== "asset") {
     throw incompatible(answer.kind === "missing" ? answer.reason : "an asset is missing");
   }
-  const packed = Uint8Array.from(atob(answer.packed), (character) => character.charCodeAt(0));
+  const packed = fromBase64(answer.packed);
   return inflate(packed, "deflate-raw").catch(() => {
     throw incompatible(`assets/${name}.js is damaged`);
   });

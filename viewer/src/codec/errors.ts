@@ -25,9 +25,9 @@ export function incompatible(message: string): AicError {
 export function asAicError(thrown: unknown): AicError {
   if (thrown instanceof AicError) return thrown;
   const text = thrown instanceof Error ? thrown.message : String(thrown);
-  // Browsers have no error of their own for it: "Array buffer allocation failed", "could not grow
-  // memory", std::bad_alloc.
-  if (thrown instanceof RangeError || /alloc|out of memory|grow/i.test(text)) {
+  // Neither browsers nor the runtime have an error of their own for it: a RangeError, "out of memory",
+  // "Failed to allocate", std::bad_alloc.
+  if (thrown instanceof RangeError || /out of memory|alloc/i.test(text)) {
     return new AicError("limit", "not enough memory for a picture of this size");
   }
   const line = text.replace(/\s+/g, " ").slice(0, 200);

@@ -2,6 +2,7 @@
 
 import binary from "virtual:exact";
 
+import { fromBase64 } from "./base64";
 import { ACTIVATION_MAX, type Convolution, type Layer } from "./frozen";
 
 const BASE = 4096; // bytes in front that assembly/index.ts has for itself
@@ -65,7 +66,7 @@ export class Exact {
 
   static async create(): Promise<Exact> {
     const memory = new WebAssembly.Memory({ initial: 1, maximum: 65536 });
-    const code = Uint8Array.from(atob(binary), (character) => character.charCodeAt(0));
+    const code = fromBase64(binary);
     const { instance } = await WebAssembly.instantiate(code, { env: { memory, abort } });
     return new Exact(instance.exports as unknown as Kernels, memory);
   }

@@ -35,6 +35,8 @@ export type Layer =
   | { kind: "shuffle" }
   | { kind: "residual"; layers: Layer[] };
 
+const KINDS: Layer["kind"][] = ["conv1x1", "dw3x3", "leaky", "residual", "shuffle"];
+
 /** Frequency tables, one behind the other. */
 export interface FrequencyTables {
   frequencies: Int32Array;
@@ -253,6 +255,11 @@ class Networks {
     let scale = 1;
     for (const entry of entries as unknown[]) {
       const [kind, argument, ...more] = Array.isArray(entry) ? (entry as unknown[]) : [entry];
+      if (!KINDS.includes(kind as Layer["kind"])) {
+        throw incompatible(
+          `the weights need a layer ${String(kind).slice(0, 40)}, which this page does not know`,
+        );
+      }
       const malformed = incompatible(`a layer ${String(kind)} of the weights is malformed`);
       if (more.length || (kind === "leaky") !== (argument === undefined)) throw malformed;
       if (kind === "conv1x1" || kind === "dw3x3") {
@@ -268,15 +275,11 @@ class Networks {
           throw incompatible("a residual branch of the weights changes the shape");
         }
         layers.push({ kind, layers: branch.layers });
-      } else if (kind === "shuffle") {
+      } else {
         if (argument !== 2 || channels % 4 || scale >= 4) throw malformed;
-        layers.push({ kind });
+        layers.push({ kind: "shuffle" });
         channels /= 4;
         scale *= 2;
-      } else {
-        throw incompatible(
-          `the weights need a layer ${String(kind).slice(0, 40)}, which this page does not know`,
-        );
       }
     }
     return { layers, outputs: channels, scale };

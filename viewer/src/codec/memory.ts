@@ -6,15 +6,18 @@ import type { Model } from "./models";
 export const LARGE = 1 << 30; // bytes, from which on they are given back after a picture
 
 const ADDRESSABLE = 2 ** 32; // bytes, of WebAssembly
-const FIXED = 160 << 20; // bytes: the runtime, the weights, and a tile of every network
+const FIXED = 256 << 20; // bytes: the runtime, the weights, compiled code, and a tile of every network
+const PIXELS = 256; // of an element of y
 
 /** An estimate of the bytes that decoding a picture takes at its peak. */
 export function neededMemory(width: number, height: number, model: Model | null): number {
-  const latents = model?.latents ?? 0;
-  // Padded to elements of z; per element of y: features, v, what a pass codes, and pixels.
+  // The maps are padded to whole elements of z.
   const elements = 16 * Math.ceil(width / 64) * Math.ceil(height / 64);
-  const whole = model !== null && model.halo === null ? 60_000 : 0;
-  return FIXED + elements * (17 * latents + 256 * 8 + whole);
+  // Of an element, features, v, what a pass codes and y, in bytes for each channel; and its pixels.
+  let each = 19 * (model?.latents ?? 0) + (4 + 1) * PIXELS;
+  // The maps of g_s, as measured, and its result where all of the picture is computed at once.
+  if (model !== null && model.halo === null) each += (118 + 12) * PIXELS;
+  return FIXED + elements * each;
 }
 
 /** The bytes that a picture takes; throws AicError where there are not so many. */

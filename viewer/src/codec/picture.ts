@@ -47,7 +47,12 @@ export class PictureDecoder {
     const packedAlpha = payloadOf(container, ALPHA);
     const started = latents.start(coded, header);
     clock.lap("z");
-    const alpha = packedAlpha && (await unpackAlpha(packedAlpha, width, height));
+    const alpha =
+      packedAlpha &&
+      (await unpackAlpha(packedAlpha, width, height).catch((fault: unknown) => {
+        started.decoder.close();
+        throw fault;
+      }));
     clock.lap("alpha");
     // The browser compiles the runtime beside what follows; of a failure is told once it is waited for.
     const loading = this.#synthesisNetwork();
