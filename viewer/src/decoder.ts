@@ -135,7 +135,7 @@ export class Decoder {
   }
 
   #run(request: ToWorker, progress?: Progress): Promise<Decoded> {
-    return new Promise((resolve, reject) => {
+    return new Promise<Decoded>((resolve, reject) => {
       this.#stop = reject;
       const worker = (this.#worker ??= startWorker());
       const send = (message: ToWorker) => worker.postMessage(message);
@@ -164,7 +164,7 @@ export class Decoder {
         }
       };
       send(request);
-    }).finally(() => (this.#stop = null)) as Promise<Decoded>;
+    }).finally(() => (this.#stop = null));
   }
 
   #end(): void {
@@ -177,12 +177,10 @@ function closed(): AicError {
   return new AicError("internal", "the decoder is closed");
 }
 
+let workerUrl: string | null = null;
+
 function startWorker(): Worker {
   // A page that was opened from a folder may only run workers that it carries in itself.
-  const url = URL.createObjectURL(new Blob([workerText], { type: "text/javascript" }));
-  try {
-    return new Worker(url, { name: "aic-decoder" });
-  } finally {
-    URL.revokeObjectURL(url);
-  }
+  workerUrl ??= URL.createObjectURL(new Blob([workerText], { type: "text/javascript" }));
+  return new Worker(workerUrl, { name: "aic-decoder" });
 }

@@ -51,7 +51,10 @@ function refused(fault, message) {
 /** A file with other payloads or another header, and with CRCs that are right. */
 function repaired(data, change) {
   const { header, chunks } = codec.unpack(data);
-  const file = { header: Buffer.from(data.subarray(0, 32)), chunks: chunks.map(([t, p]) => [t, Buffer.from(p)]) };
+  const file = {
+    header: Buffer.from(data.subarray(0, 32)),
+    chunks: chunks.map(([type, payload]) => [type, Buffer.from(payload)]),
+  };
   change(file, header);
   const body = Buffer.concat(
     file.chunks.map(([type, payload]) => {
@@ -85,7 +88,8 @@ async function decodeLatents(decoder, data) {
   const container = codec.unpack(data);
   const { header } = container;
   const coded = codec.unpackLatents(codec.payloadOf(container, codec.LATENTS), header.version);
-  return decoder.finish(decoder.start(coded, header), coded, header.quality);
+  const started = decoder.start(coded, header);
+  return { z: started.z, latent: await decoder.finish(started, coded, header.quality) };
 }
 
 /** All of y, [N, rows, columns]. */
@@ -135,7 +139,9 @@ describe("container", () => {
     assert.throws(() => codec.unpack(flagged), refused("incompatible", /critical flags 0x40/));
     const critical = repaired(data, (file) => file.chunks.push([0x02, Buffer.alloc(3)]));
     assert.throws(() => codec.unpack(critical), refused("incompatible", /chunk type 0x02/));
-    const unknown = repaired(data, (file) => file.chunks.push([0x8f, Buffer.alloc(3)], [0x8f, Buffer.alloc(4)]));
+    const unknown = repaired(data, (file) => {
+      file.chunks.push([0x8f, Buffer.alloc(3)], [0x8f, Buffer.alloc(4)]);
+    });
     assert.equal(codec.inspect(unknown).chunks["0x8f"], 7);
   });
 
@@ -146,7 +152,9 @@ describe("container", () => {
     assert.throws(changed((chunks) => chunks.push(chunks[0])), refused("corrupt", /more than one LATENTS/));
     const icc = [0x82, Buffer.alloc(0)];
     assert.throws(changed((chunks) => chunks.push(icc, icc)), refused("corrupt", /more than one ICC/));
-    const many = (count) => changed((chunks) => chunks.push(...Array(count - chunks.length).fill([0xff, Buffer.alloc(0)])));
+    const empty = [0xff, Buffer.alloc(0)];
+    const many = (count) =>
+      changed((chunks) => chunks.push(...Array(count - chunks.length).fill(empty)));
     many(1024)();
     assert.throws(many(1025), refused("corrupt", /1024 chunks/));
   });
@@ -316,9 +324,22 @@ describe("networks", () => {
 });
 
 describe("entropy model", () => {
-  test("the symbols of all golden files have their CRCs", async () => {
+  test("every step of the golden files is the one that was written down", async () => {
     const decoder = await shipped();
-    for (const name of goldens) await decodeLatents(decoder, bytes(GOLDEN, name));
+    for (const name of goldens) {
+      const { steps } = JSON.parse(readFileSync(join(GOLDEN, name.replace(".aic", ".json")), "utf-8"));
+      const { z, latent } = await decodeLatents(decoder, bytes(GOLDEN, name));
+      const size = latent.height * latent.width;
+      const channels = latent.features.length / size;
+      const features = Int32Array.from(
+        latent.features,
+        (_, at) => latent.features[(at % size) * channels + Math.floor(at / size)],
+      );
+      for (const [step, values] of Object.entries({ z: Int32Array.from(z), features, v: latent.v })) {
+        const crc = codec.crc32(new Uint8Array(values.buffer)).toString(16).padStart(8, "0");
+        assert.deepEqual([values.length, crc], [steps[step].count, steps[step].crc32], `${step} of ${name}`);
+      }
+    }
   });
 
   test("damage is refused, whoever repaired the CRCs of header and chunks", async () => {
@@ -355,7 +376,8 @@ describe("entropy model", () => {
     const { fingerprint, y } = json("second.json");
     const frozen = codec.readFrozen(material("second.safetensors"), fingerprint);
     assert.equal(frozen.passes, 4);
-    const latent = await decodeLatents(await codec.LatentDecoder.create(frozen), material("second.aic"));
+    const decoder = await codec.LatentDecoder.create(frozen);
+    const { latent } = await decodeLatents(decoder, material("second.aic"));
     const expected = new Float32Array(material(y).buffer);
     const found = wholeY(latent);
     assert.equal(found.length, expected.length);
@@ -370,7 +392,9 @@ describe("entropy model", () => {
       const tensors = new Map();
       for (const [name, { dtype, shape, data_offsets }] of Object.entries(header)) {
         if (name === "__metadata__") continue;
-        tensors.set(name, { dtype, shape: [...shape], bytes: Buffer.from(data.subarray(start + data_offsets[0], start + data_offsets[1])) });
+        const [from, to] = data_offsets.map((offset) => start + offset);
+        const bytes = Buffer.from(data.subarray(from, to));
+        tensors.set(name, { dtype, shape: [...shape], bytes });
       }
       const program = JSON.parse(tensors.get("program").bytes);
       change(program, tensors);
@@ -382,13 +406,15 @@ describe("entropy model", () => {
       let at = 0;
       for (const name of [...tensors.keys()].sort()) {
         const { dtype, shape, bytes } = tensors.get(name);
-        digest.update(`${name} ${types[dtype]} (${shape.join(", ")}${shape.length === 1 ? "," : ""})\n`).update(bytes);
+        const tuple = `(${shape.join(", ")}${shape.length === 1 ? "," : ""})`;
+        digest.update(`${name} ${types[dtype]} ${tuple}\n`).update(bytes);
         entries[name] = { dtype, shape, data_offsets: [at, (at += bytes.length)] };
       }
       const head = Buffer.from(JSON.stringify(entries));
       const size = Buffer.alloc(8);
       size.writeBigUInt64LE(BigInt(head.length));
-      const file = Buffer.concat([size, head, ...[...tensors.keys()].sort().map((name) => tensors.get(name).bytes)]);
+      const sorted = Object.keys(entries).map((name) => tensors.get(name).bytes);
+      const file = Buffer.concat([size, head, ...sorted]);
       return () => codec.readFrozen(file, digest.digest("hex").slice(0, 16));
     };
     read(() => {})();
@@ -414,7 +440,8 @@ describe("entropy model", () => {
       [/as many tables/, (p) => (p.scales -= 1)],
     ];
     for (const [message, change] of cases) {
-      assert.throws(read(change), (error) => refused("incompatible", message)(error) || assert.fail(`${message}: ${error}`));
+      const expected = refused("incompatible", message);
+      assert.throws(read(change), (error) => expected(error) || assert.fail(`${message}: ${error}`));
     }
     const { fingerprint } = json("second.json");
     const other = fingerprint.replace(/.$/, (digit) => (digit === "0" ? "1" : "0"));

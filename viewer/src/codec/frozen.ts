@@ -1,7 +1,7 @@
 /** The frozen entropy model: integers, and a program over them. See docs/format.md. */
 
+import firstGeneration from "../../../docs/first-generation.json";
 import { incompatible } from "./errors";
-import firstGeneration from "./first-generation.json";
 import { aligned, readSafetensors, type Tensor } from "./safetensors";
 import { sha256 } from "./sha256";
 

@@ -10,7 +10,7 @@ import { tiles, type Area, type Tile } from "./tiles";
 
 const CELL = 4; // elements of y per position of z, per side
 const TILE = 64; // elements of y that the networks compute at once, per side, at most
-const SLACK = 64; // bits by which symbols can take up more than their words have, as final zeros are not there
+const SLACK = 64; // bits that symbols may take up beyond their words: final zeros are not written
 
 /** Lets the worker hear messages, and tells how much is done, 0..1. */
 export type Report = (done: number) => Promise<void>;
