@@ -172,6 +172,23 @@ describe("container", () => {
     assert.throws(file([0x83, 0xff, 0xff, 0xff, 0xff, 0x7f]), refused("corrupt", /past the end/));
   });
 
+  test("pictures beyond the limits of pixels and of memory are refused for their size alone", () => {
+    const sized = (width, height) =>
+      repaired(bytes(GOLDEN, "v2-pixel.aic"), (file) => {
+        file.header.writeUInt32LE(width, 8);
+        file.header.writeUInt32LE(height, 12);
+      });
+    codec.unpack(sized(16384, 8192));
+    assert.throws(() => codec.unpack(sized(16384, 8193)), refused("limit", /16384x8193 pixels/));
+    assert.throws(() => codec.unpack(sized(65536, 1)), refused("corrupt", /1..65535/));
+    assert.throws(() => codec.unpack(sized(0, 1)), refused("corrupt", /1..65535/));
+    const [whole, tiled] = [null, 3].map((halo) => ({ ...codec.models[0], halo }));
+    assert.ok(codec.checkMemory(768, 512, whole) === codec.inspect(sized(768, 512)).memory);
+    assert.ok(codec.checkMemory(16384, 4096, tiled) < 2 ** 32);
+    const message = /67.1 megapixels needs \d+ MiB of memory, there are \d+/;
+    assert.throws(() => codec.checkMemory(16384, 4096, whole), refused("limit", message));
+  });
+
   test("a file tells of itself without being decoded", () => {
     for (const name of goldens) {
       const data = bytes(GOLDEN, name);

@@ -16,7 +16,7 @@ export function neededMemory(width: number, height: number, model: Model | null)
   // Of an element, features, v, what a pass codes and y, in bytes for each channel; and its pixels.
   let each = 19 * (model?.latents ?? 0) + (4 + 1) * PIXELS;
   // The maps of g_s, as measured, and its result where all of the picture is computed at once.
-  if (model !== null && model.halo === null) each += (118 + 12) * PIXELS;
+  if (model !== null && model.halo === null) each += (122 + 12) * PIXELS;
   return FIXED + elements * each;
 }
 
@@ -24,7 +24,7 @@ export function neededMemory(width: number, height: number, model: Model | null)
 export function checkMemory(width: number, height: number, model: Model): number {
   const needed = neededMemory(width, height, model);
   // In GiB, coarse, and missing where the browser does not tell. Half is for all else.
-  const { deviceMemory } = navigator as { deviceMemory?: number };
+  const { deviceMemory } = (globalThis.navigator ?? {}) as { deviceMemory?: number };
   const limit = Math.min(ADDRESSABLE, deviceMemory ? deviceMemory * 2 ** 29 : Infinity);
   if (needed > limit) {
     const megapixels = ((width * height) / 1e6).toFixed(1);
