@@ -178,6 +178,7 @@ export default defineConfig(({ mode }) =>
           emptyOutDir: true,
           target: "es2022",
           modulePreload: false,
+          cssCodeSplit: false, // else a script writes the styles, and the page's policy forbids that
           rolldownOptions: {
             output: {
               format: "iife",
