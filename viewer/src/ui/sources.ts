@@ -42,48 +42,79 @@ export function linksIn(hash: string): string[] {
 
 /** All files of a drop or of the clipboard, those in folders only where they are .aic files. */
 export async function filesOf(transfer: DataTransfer): Promise<File[]> {
-  // What lies on the list is gone as soon as the event is over: it is looked at before anything is waited for.
-  const items = [...transfer.items].filter((item) => item.kind === "file");
-  const entries = items.map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile());
-  const found: File[] = [];
-  for (const entry of entries) {
-    if (entry instanceof File) found.push(entry);
-    else if (entry?.isFile) found.push(...(await file(entry as FileSystemFileEntry)));
-    else if (entry?.isDirectory) {
-      for (const each of await within(entry as FileSystemDirectoryEntry)) {
-        if (await isAic(each)) found.push(each);
+  // What lies on the list is gone as soon as the event is over: it is asked for before anything is waited for.
+  const found = [...transfer.items]
+    .filter((item) => item.kind === "file")
+    .map((item) => {
+      const entry = item.webkitGetAsEntry?.();
+      if (!entry?.isDirectory) return item.getAsFile();
+      // A page that was opened from a folder cannot list the older kind of directory in Chromium.
+      const handle = (item as WithHandle).getAsFileSystemHandle?.();
+      return within(handle ? handle.then(ofHandle) : ofEntry(entry));
+    });
+  return (await Promise.all(found)).flat().filter((file) => file !== null);
+}
+
+interface WithHandle {
+  getAsFileSystemHandle?(): Promise<FileSystemHandle>;
+}
+
+/** A file or a folder, as either of two interfaces of browsers has it. */
+interface Node {
+  readonly name: string;
+  readonly isFolder: boolean;
+  file(): Promise<File>;
+  list(): Promise<Node[]>;
+}
+
+function ofHandle(handle: FileSystemHandle): Node {
+  return {
+    name: handle.name,
+    isFolder: handle.kind === "directory",
+    file: () => (handle as FileSystemFileHandle).getFile(),
+    list: async () => {
+      const nodes: Node[] = [];
+      const folder = handle as unknown as { values(): AsyncIterable<FileSystemHandle> };
+      for await (const each of folder.values()) nodes.push(ofHandle(each));
+      return nodes;
+    },
+  };
+}
+
+function ofEntry(entry: FileSystemEntry): Node {
+  return {
+    name: entry.name,
+    isFolder: entry.isDirectory,
+    file: () => new Promise((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject)),
+    list: async () => {
+      const reader = (entry as FileSystemDirectoryEntry).createReader();
+      const nodes: Node[] = [];
+      // The reader gives a hundred at a time, and an empty list in the end.
+      for (;;) {
+        const some = await new Promise<FileSystemEntry[]>((resolve, reject) =>
+          reader.readEntries(resolve, reject),
+        );
+        if (!some.length) return nodes;
+        nodes.push(...some.map(ofEntry));
       }
-    }
-  }
-  return found;
+    },
+  };
 }
 
-async function within(folder: FileSystemDirectoryEntry): Promise<File[]> {
+/** The .aic files in a folder and in those below it, as far as they can be read. */
+async function within(folder: Node | Promise<Node>): Promise<File[]> {
   const found: File[] = [];
-  const pending = [folder];
-  for (let next = pending.shift(); next; next = pending.shift()) {
-    const reader = next.createReader();
-    const entries: FileSystemEntry[] = [];
-    // The reader gives a hundred at a time, and an empty list in the end.
-    for (;;) {
-      const some = await new Promise<FileSystemEntry[]>((resolve) =>
-        reader.readEntries(resolve, () => resolve([])),
-      );
-      if (!some.length || entries.length > MAX_FILES) break;
-      entries.push(...some);
-    }
-    entries.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
-    for (const entry of entries) {
-      if (entry.isDirectory) pending.push(entry as FileSystemDirectoryEntry);
-      else found.push(...(await file(entry as FileSystemFileEntry)));
-      if (found.length >= MAX_FILES) return found;
+  const pending = [await folder];
+  for (let next = pending.shift(); next && found.length < MAX_FILES; next = pending.shift()) {
+    const nodes = await next.list().catch(() => []);
+    nodes.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+    pending.push(...nodes.filter((node) => node.isFolder));
+    for (const node of nodes.filter((each) => !each.isFolder)) {
+      const file = await node.file().catch(() => null);
+      if (file && (await isAic(file))) found.push(file);
     }
   }
   return found;
-}
-
-function file(entry: FileSystemFileEntry): Promise<File[]> {
-  return new Promise((resolve) => entry.file((found) => resolve([found]), () => resolve([])));
 }
 
 function nameOf(url: URL | null, link: string): string {
