@@ -1,6 +1,6 @@
 /** What people read in the EXIF of a photograph. The block may hold anything: what cannot be read is left out. */
 
-const SIZES: Record<number, number> = { 1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8 };
+const SIZES: Record<number, number> = { 1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8 };
 const MAX_TAGS = 512; // of a directory
 const MAX_TEXT = 200; // characters that are shown
 
@@ -94,6 +94,10 @@ class Reader {
         return this.view.getInt16(at, this.little);
       case 9:
         return this.view.getInt32(at, this.little);
+      case 11:
+        return this.view.getFloat32(at, this.little);
+      case 12:
+        return this.view.getFloat64(at, this.little);
       default:
         return this.view.getUint8(at);
     }

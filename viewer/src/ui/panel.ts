@@ -28,6 +28,7 @@ export function showInfo(root: HTMLElement, name: string, info: Info | null): vo
     ...group(
       "Chunks, bytes",
       chunks.map(([kind, bytes]) => [kind, grouped(bytes)]),
+      "chunks ",
     ),
     ...group("Picture", [
       ["density", density(info)],
@@ -69,7 +70,8 @@ function grouped(number: number): string {
   return String(number).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
-function group(heading: string, rows: [string, string][]): HTMLElement[] {
+/** Rows under a heading, without those that are empty; `data-fact` has the key behind a prefix. */
+function group(heading: string, rows: [string, string][], prefix = ""): HTMLElement[] {
   const filled = rows.filter(([, value]) => value);
   if (!filled.length) return [];
   const title = document.createElement("h3");
@@ -81,7 +83,7 @@ function group(heading: string, rows: [string, string][]): HTMLElement[] {
     const description = document.createElement("dd");
     term.textContent = key;
     description.textContent = value;
-    description.dataset["fact"] = key;
+    description.dataset["fact"] = prefix + key;
     pair.append(term, description);
     list.append(pair);
   }
