@@ -96,8 +96,10 @@
     [hidden] { display: none !important; }
   `;
 
+  const SHEET = new CSSStyleSheet();
+  SHEET.replaceSync(STYLE);
+
   const SHADOW = `
-    <style>${STYLE}</style>
     <div class="frame" part="frame">
       <div class="sides">
         <div class="side"><select aria-label="Picture at left"></select><span class="name"></span>
@@ -155,6 +157,7 @@
       super();
       const root = this.attachShadow({ mode: "open" });
       root.innerHTML = SHADOW;
+      root.adoptedStyleSheets = [SHEET]; // which a page's policy allows that forbids <style>
       const all = (selector) => [...root.querySelectorAll(selector)];
       [this.#selects, this.#names, this.#notes] = ["select", ".name", ".note"].map(all);
       [this.#layers, this.#planes, this.#buttons] = [".layer", ".plane", ".zooms button"].map(all);
