@@ -1,11 +1,12 @@
 /** The page: what is opened, shown, said, saved, and which keys do it. */
 
 import { type Decoded, Decoder, type Info, inspect } from "./decoder";
+import { Comparison, loadOther, type Other } from "./ui/comparison";
 import { colourWarning, showInfo, shownAs } from "./ui/panel";
 import { writePng } from "./ui/png";
 import { type Entry, Queue } from "./ui/queue";
 import { Raster } from "./ui/raster";
-import { filesOf, fromFile, fromLink, linksIn } from "./ui/sources";
+import { filesOf, fromFile, fromLink, isAic, linksIn } from "./ui/sources";
 import { Stage } from "./ui/stage";
 import { Strip } from "./ui/strip";
 
@@ -34,6 +35,7 @@ function find<T extends HTMLElement = HTMLElement>(id: string): T {
 
 const body = document.body;
 const picker = find<HTMLInputElement>("picker");
+const otherPicker = find<HTMLInputElement>("other-picker");
 const help = find<HTMLDialogElement>("help");
 const panel = find("panel");
 const view = find("view");
@@ -46,15 +48,52 @@ const strip = new Strip(
   document.getElementById("file") as HTMLTemplateElement,
   queue,
 );
+const comparison = new Comparison(find("comparison"));
 let shown: Decoded | null = null; // the picture that the stage has
+let raster: Raster | null = null; // the same, to be drawn
+let other: Other | null = null; // the picture to compare with, as long as somebody does
+let compared: Decoded | null = null; // the picture that is beside it
 let noteTimer = 0;
 
 globalThis.aic = { decode: (data) => decoder.decode(data), inspect };
 
 // ----------------------------------------------------------------- what is opened
 
-function open(files: readonly File[]): void {
-  if (files.length) queue.add(files.map(fromFile));
+/** Open files of any kind: a single ordinary picture is compared with the .aic file that it comes with, or
+ * that is shown. */
+async function open(files: readonly File[]): Promise<void> {
+  const aic = await Promise.all(files.map(isAic));
+  const ordinary = files.filter((_, i) => !aic[i]);
+  const [first] = ordinary;
+  const comparable = ordinary.length === 1 && first && (files.length > 1 || queue.selected);
+  const found = comparable ? await loadOther(first) : null;
+  const sources = files.filter((file) => !found || file !== first).map(fromFile);
+  if (sources.length) queue.add(sources);
+  if (found) compareWith(found);
+}
+
+async function openOther(file: File): Promise<void> {
+  const found = await loadOther(file);
+  if (found) compareWith(found);
+  else note(`${file.name} is not a picture that this browser can show`);
+}
+
+/** Compare with a picture, every file that has its size, until it is enough. */
+function compareWith(found: Other | null): void {
+  const info = queue.selected?.info;
+  if (found && info && !sameSize(found, info)) {
+    const sizes = [found, info].map(({ width, height }) => `${width} × ${height}`);
+    note(`only pictures of one size can be compared: ${found.name} has ${sizes[0]} pixels, not ${sizes[1]}`);
+    return;
+  }
+  other = found;
+  compared = null;
+  show(queue.selected);
+  if (found) comparison.focus();
+}
+
+function sameSize(one: { width: number; height: number }, two: typeof one): boolean {
+  return one.width === two.width && one.height === two.height;
 }
 
 function openLinks(): void {
@@ -91,8 +130,10 @@ function show(entry: Entry | null): void {
   const picture = entry?.picture ?? null;
   if (picture !== shown) {
     shown = picture;
-    stage.show(entry && picture ? rasterOf(entry, picture) : null);
+    raster = entry && picture ? rasterOf(entry, picture) : null;
+    stage.show(raster);
   }
+  showComparison(entry);
   find("name").textContent = entry?.name ?? "aic viewer";
   document.title = entry ? `${entry.name} – aic viewer` : "aic viewer";
   const count = queue.entries.length;
@@ -118,6 +159,18 @@ function show(entry: Entry | null): void {
   if (!panel.hidden) showPanel();
 }
 
+function showComparison(entry: Entry | null): void {
+  const comparing = other !== null && shown !== null && sameSize(other, shown);
+  if (comparing && entry?.info && raster && compared !== shown) {
+    const { bpp, quality } = entry.info;
+    comparison.show(entry.name, `${bpp.toFixed(3)} bpp, quality ${quality}`, raster.whole(), other as Other);
+  }
+  if (!comparing) comparison.clear();
+  compared = comparing ? shown : null;
+  body.toggleAttribute("data-comparing", comparing);
+  press("compare", comparing);
+}
+
 function showPanel(): void {
   const entry = queue.selected;
   showInfo(find("facts"), entry?.name ?? "no file", entry?.info ?? null);
@@ -134,11 +187,15 @@ function showQueue(): void {
 function showZoom(): void {
   const zoom = 100 * stage.zoom;
   find("zoom").textContent = `${zoom < 10 ? zoom.toFixed(1) : Math.round(zoom)} %`;
-  const press = (action: string, pressed: boolean) => {
-    document.querySelector(`[data-action=${action}]`)?.setAttribute("aria-pressed", String(pressed));
-  };
   press("fit", stage.fits);
   press("actual", stage.zoom === 1);
+}
+
+/** Whether the buttons of an action look pressed. */
+function press(action: string, pressed: boolean): void {
+  for (const button of document.querySelectorAll(`[data-action=${action}][aria-pressed]`)) {
+    button.setAttribute("aria-pressed", String(pressed));
+  }
 }
 
 /** For screen readers. */
@@ -226,7 +283,8 @@ const actions: Record<string, () => void> = {
   png: () => void savePng(),
   webp: () => void saveWebp(),
   copy: () => void copy(),
-  cancel: () => queue.selected && queue.cancel(queue.selected),
+  compare: () => (other ? compareWith(null) : shown && otherPicker.click()),
+  cancel: () => (other ? compareWith(null) : queue.selected && queue.cancel(queue.selected)),
   again: () => queue.selected && queue.again([queue.selected]),
   queue: () => (queue.busy ? queue.stop() : queue.again(queue.entries)),
   remove: () => queue.selected && queue.remove(queue.selected),
@@ -249,6 +307,7 @@ const KEYS: Record<string, string> = {
   "1": "actual",
   i: "info",
   t: "theme",
+  c: "compare",
   s: "png",
   "?": "help",
   ArrowLeft: "previous",
@@ -267,9 +326,7 @@ const PAN: Record<string, string> = { ArrowLeft: "left", ArrowRight: "right" };
 
 function toggleInfo(): void {
   panel.hidden = !panel.hidden;
-  for (const button of document.querySelectorAll("[data-action=info][aria-pressed]")) {
-    button.setAttribute("aria-pressed", String(!panel.hidden));
-  }
+  press("info", !panel.hidden);
   remember("info", panel.hidden ? null : "open");
   if (!panel.hidden) showPanel();
 }
@@ -321,7 +378,13 @@ document.addEventListener("keydown", (event) => {
 picker.addEventListener("change", () => {
   const files = [...(picker.files ?? [])];
   picker.value = ""; // so that the same files can be chosen once more
-  open(files);
+  void open(files);
+});
+
+otherPicker.addEventListener("change", () => {
+  const [file] = otherPicker.files ?? [];
+  otherPicker.value = "";
+  if (file) void openOther(file);
 });
 
 document.addEventListener("paste", (event) => {
@@ -349,8 +412,8 @@ document.addEventListener("drop", (event) => {
   body.removeAttribute("data-over");
   if (event.dataTransfer) {
     void filesOf(event.dataTransfer).then((files) => {
-      if (files.length) open(files);
-      else note("nothing that was dropped is an .aic file");
+      if (files.length) return open(files);
+      return note("nothing that was dropped is an .aic file");
     });
   }
 });
