@@ -23,6 +23,7 @@ from aiocodec.pretrained import Manifest
 
 ROOT = Path(__file__).parent.parent
 CLIENT = Path(__file__).parent / "client.py"
+PAGE = {f"aiocodec/viewer/{name}" for name in ("index.html", "assets/index.js", "assets/style.css")}
 SUFFIXES = {".safetensors", ".onnx"}  # of weights
 
 
@@ -104,6 +105,9 @@ def distributions(tmp_path_factory):
     for name in sources():
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
+    for name in PAGE:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("as the viewer's build writes it")
     with tarfile.open(build("sdist", clone, out)) as archive:
         archive.extractall(out, filter="data")
     (unpacked,) = (path for path in out.iterdir() if path.is_dir())
@@ -114,9 +118,9 @@ def test_sources_are_all_there(distributions):
     unpacked, _ = distributions
     packed = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
     packed = {name for name in packed if not re.match(r"build/|[^/]+\.egg-info/", name)}
-    assert packed == sources() | {"PKG-INFO"}
+    assert packed == sources() | PAGE | {"PKG-INFO"}
     assert {name.split("/")[0] for name in packed} >= {"tests", "docs", "weights", "LICENSE"}
-    for name in packed - {"PKG-INFO", "setup.cfg"}:  # which setuptools adds to
+    for name in packed - PAGE - {"PKG-INFO", "setup.cfg"}:  # which setuptools adds to
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes(), name
 
 
@@ -138,7 +142,7 @@ def test_sources_are_tested_where_they_are_unpacked(distributions, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def test_wheels_have_code_weights_and_manual_and_nothing_else(distributions):
+def test_wheels_have_code_weights_page_and_manual_and_nothing_else(distributions):
     _, wheel = distributions
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -146,7 +150,7 @@ def test_wheels_have_code_weights_and_manual_and_nothing_else(distributions):
     weights = {*Manifest.read(ROOT / "weights").entries["files"], "manifest.json", "TRAINING.md"}
     weights = {f"aiocodec/weights/{name}" for name in weights | {"__init__.py"}}
     manual = f"aiocodec-{aiocodec.__version__}.data/data/share/man/man1/aic.1"
-    assert packed == code | weights | {"aiocodec/py.typed", manual}
+    assert packed == code | weights | PAGE | {"aiocodec/py.typed", manual}
 
 
 WHEEL = """
