@@ -156,6 +156,7 @@ const SHARED = {
   root: HERE,
   configFile: false as const,
   logLevel: "warn" as const,
+  publicDir: false as const,
   plugins: [virtual({ withWorker: false }), runtime()],
 };
 
