@@ -492,6 +492,35 @@ def profile(name):
     return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
 
 
+# The colourants of red, green and blue, X Y Z under D50.
+P3 = [[0.5151, 0.2412, -0.0011], [0.292, 0.6922, 0.0419], [0.1571, 0.0666, 0.7841]]
+ADOBE = [[0.6097, 0.3111, 0.0195], [0.2053, 0.6257, 0.0609], [0.1492, 0.0632, 0.7446]]
+
+
+def matrix_profile(name, primaries, gamma):
+    """An ICC profile of three colourants and a curve: a power, in units of 1/256, or None for that of sRGB."""
+
+    def fixed(*numbers):
+        return struct.pack(f">{len(numbers)}i", *(round(65536 * number) for number in numbers))
+
+    text = name.encode("utf-16be")
+    tags = {"desc": b"mluc" + struct.pack(">4xII4sII", 1, 12, b"enUS", len(text), 28) + text}
+    if gamma is None:
+        curve = fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+        curve = b"para" + struct.pack(">4xH2x", 3) + curve
+    else:
+        curve = b"curv" + struct.pack(">4xIH2x", 1, gamma)
+    for channel, colourant in zip("rgb", primaries, strict=True):
+        tags[f"{channel}XYZ"] = b"XYZ " + bytes(4) + fixed(*colourant)
+        tags[f"{channel}TRC"] = curve
+    table, body = struct.pack(">I", len(tags)), b""
+    for tag, value in tags.items():
+        at = 132 + 12 * len(tags) + len(body)
+        table += struct.pack(">4sII", tag.encode(), at, len(value))
+        body += value.ljust(-4 * (-len(value) // 4), b"\0")
+    return bytes(12) + b"mntrRGB XYZ " + bytes(104) + table + body
+
+
 def exif():
     block = Image.Exif()
     block[0x010F], block[0x0110] = "Leica", "Leica Q2"
@@ -521,6 +550,12 @@ def test_metadata_is_readable_and_colours_that_are_not_right_are_said(page):
     assert fact("comment") == "Grüße vom See"
     assert fact("density") == "300 × 150.01 dpi"
     assert "not applied" in page.inner_text("#warning")
+    for name, primaries, gamma in (("Display P3", P3, None), ("Adobe RGB", ADOBE, 563)):
+        icc = matrix_profile(name, primaries, gamma)
+        choose(page, (f"{name}.aic", with_chunks(LAKE.read_bytes(), (ChunkType.ICC, icc))))
+        settled(page, name=f"{name}.aic")
+        assert name in fact("colours")
+        assert page.is_visible("#warning") == (name == "Adobe RGB")
     choose(page, ("srgb.aic", with_chunks(LAKE.read_bytes(), (ChunkType.ICC, profile("sRGB")))))
     settled(page, name="srgb.aic")
     assert page.is_hidden("#warning") and "sRGB" in fact("colours")
@@ -593,6 +628,22 @@ def test_a_saved_webp_is_the_picture(page):
     assert name == "v2-lake.webp" and webp[8:12] == b"WEBP"
     difference = read(webp).rgb.astype(int) - decoded(page, LAKE.read_bytes())[..., :3]
     assert np.sqrt(np.mean(difference**2)) < 6
+
+
+def test_a_copied_picture_has_the_decoded_pixels(served, server_page):
+    server_page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    choose(served, LAKE)
+    settled(served)
+    served.click("[popovertarget=save]")
+    served.click("[data-action=copy]")
+    expect(served.locator("#note")).to_have_text(f"{LAKE.name} is copied")
+    script = """async () => {
+        const [item] = await navigator.clipboard.read();
+        const bytes = new Uint8Array(await (await item.getType("image/png")).arrayBuffer());
+        return btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(""));
+    }"""
+    copied = read(base64.b64decode(served.evaluate(script)))
+    assert np.array_equal(copied.rgb, decoded(served, LAKE.read_bytes())[..., :3])
 
 
 # ----------------------------------------------------------------- beside another picture

@@ -102,7 +102,15 @@ function openLinks(): void {
 }
 
 function thumbnail(entry: Entry, picture: Decoded): HTMLCanvasElement {
-  return rasterOf(entry, picture).reduced(THUMBNAIL);
+  const made = rasterOf(entry, picture);
+  if (entry === queue.selected) display(picture, made); // a large one is not to be made twice
+  return made.reduced(THUMBNAIL);
+}
+
+function display(picture: Decoded | null, made: Raster | null): void {
+  shown = picture;
+  raster = made;
+  stage.show(made);
 }
 
 function rasterOf(entry: Entry, picture: Decoded): Raster {
@@ -128,11 +136,7 @@ function show(entry: Entry | null): void {
   const state = !entry ? "empty" : entry.state === "done" && !entry.picture ? "decoding" : entry.state;
   body.dataset["state"] = state === "waiting" ? "decoding" : state;
   const picture = entry?.picture ?? null;
-  if (picture !== shown) {
-    shown = picture;
-    raster = entry && picture ? rasterOf(entry, picture) : null;
-    stage.show(raster);
-  }
+  if (picture !== shown) display(picture, entry && picture && rasterOf(entry, picture));
   showComparison(entry);
   find("name").textContent = entry?.name ?? "aic viewer";
   document.title = entry ? `${entry.name} – aic viewer` : "aic viewer";
@@ -370,7 +374,8 @@ document.addEventListener("keydown", (event) => {
   if (document.querySelector(":popover-open")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const name = (event.shiftKey && PAN[key]) || KEYS[key];
-  if (!name) return;
+  // Where there is something to be scrolled, these keys do that.
+  if (!name || (key.length > 4 && key !== "Escape" && panel.contains(event.target as Node))) return;
   event.preventDefault();
   actions[name]?.();
 });

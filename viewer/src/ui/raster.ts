@@ -39,13 +39,13 @@ export class Raster {
   }
 
   /**
-   * Draw the picture with its corner at (x, y), `scale` pixels of the context for one of its own. From 2 on
-   * its pixels are squares; below 1 what is drawn was halved first, so that nothing flickers.
+   * Draw the picture with its corner at (x, y), `scale` pixels of the context for one of its own, which are
+   * squares unless it is to be smooth. Below 1 what is drawn was halved first, so that nothing flickers.
    */
-  draw(context: CanvasRenderingContext2D, x: number, y: number, scale: number): void {
+  draw(context: CanvasRenderingContext2D, x: number, y: number, scale: number, smooth = true): void {
     const level = Math.max(0, Math.floor(Math.log2(1 / scale)));
     const { width, height } = context.canvas;
-    context.imageSmoothingEnabled = scale < 2;
+    context.imageSmoothingEnabled = smooth;
     for (const tile of this.tiles) {
       const left = Math.round(x + tile.left * scale);
       const top = Math.round(y + tile.top * scale);

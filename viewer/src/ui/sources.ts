@@ -118,7 +118,8 @@ async function within(folder: Node | Promise<Node>): Promise<File[]> {
 }
 
 function nameOf(url: URL | null, link: string): string {
-  if (!url || url.protocol === "data:" || url.protocol === "blob:") return link.slice(0, 60);
+  if (!url) return link.slice(0, 60);
+  if (url.protocol === "data:" || url.protocol === "blob:") return "link";
   const last = url.pathname.split("/").pop() || url.host;
   try {
     return decodeURIComponent(last);

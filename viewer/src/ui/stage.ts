@@ -2,6 +2,7 @@
 
 import { type Raster, surface } from "./raster";
 
+const SMOOTH = 2; // CSS pixels for one of the picture, beyond which its pixels are seen as squares
 const MAX_SCALE = 64; // pixels of the screen for one of the picture
 const STEP = 1.25; // of a key or button
 const SQUARE = 8; // CSS pixels of the checkerboard
@@ -76,7 +77,7 @@ export class Stage {
     return this.fitted;
   }
 
-  /** The whole picture, and no larger than it is. */
+  /** The whole picture, at most a CSS pixel for each of its own. */
   showAll(): void {
     this.fitted = true;
     this.draw();
@@ -102,7 +103,8 @@ export class Stage {
   private get fit(): number {
     if (!this.raster) return 1;
     const { width, height } = this.canvas;
-    return Math.min(1, width / this.raster.width, height / this.raster.height);
+    const largest = Math.max(1, window.devicePixelRatio || 1);
+    return Math.min(largest, width / this.raster.width, height / this.raster.height);
   }
 
   /** Change the scale so that what lies under a point stays there. */
@@ -195,7 +197,7 @@ export class Stage {
         const bottom = Math.min(canvas.height, Math.round(y + raster.height * scale));
         checkerboard(context, Math.max(0, x), Math.max(0, y), right, bottom);
       }
-      raster.draw(context, x, y, scale);
+      raster.draw(context, x, y, scale, scale <= SMOOTH * (window.devicePixelRatio || 1));
     }
     this.changed();
   }

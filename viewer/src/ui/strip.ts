@@ -35,6 +35,7 @@ export class Strip {
       if (item) this.fill(entry, item);
       return;
     }
+    const focused = this.list.contains(document.activeElement);
     const present = new Set(this.queue.entries);
     for (const [gone, item] of this.items) {
       if (!present.has(gone)) {
@@ -50,6 +51,10 @@ export class Strip {
         this.list.append(item.root);
       }
       this.fill(each, item);
+    }
+    const selected = this.queue.selected && this.items.get(this.queue.selected);
+    if (focused && !selected?.root.contains(document.activeElement)) {
+      selected?.open.focus({ preventScroll: true });
     }
   }
 
@@ -79,10 +84,8 @@ export class Strip {
     // Only one of all files is on the way of the Tab key; arrows lead to the others.
     item.open.tabIndex = item.remove.tabIndex = selected ? 0 : -1;
     if (selected && item.open.getAttribute("aria-current") !== "true") {
-      const focused = this.list.contains(document.activeElement);
       item.open.setAttribute("aria-current", "true");
       item.root.scrollIntoView({ block: "nearest", inline: "nearest" });
-      if (focused) item.open.focus({ preventScroll: true });
     } else if (!selected) {
       item.open.removeAttribute("aria-current");
     }
