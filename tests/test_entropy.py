@@ -394,6 +394,14 @@ def test_a_program_that_does_not_fit_is_refused(changes, message):
         FrozenEntropyModel.read(forged(frozen, **changes))
 
 
+def test_only_h_s_changes_the_resolution():
+    frozen = frozen_of(random_model(FOUR, 0, 1.0))
+    networks = {**NETWORKS, "body": [*NETWORKS["body"], ["shuffle", 2]]}
+    head = frozen.tensors["head.weight"][:, : WIDTH // 4]
+    with pytest.raises(ModelError, match="fit together"):
+        FrozenEntropyModel.read({**forged(frozen, networks=networks), "head.weight": head})
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b"{", b"[" * 100_000, b"null"])
 def test_a_program_that_is_none_is_refused(text):
     frozen = frozen_of(random_model(TWO, 0, 1.0))

@@ -168,8 +168,9 @@ class Program:
             raise ModelError("h_s does not take z to the resolution of y")
         shapes = [self._outputs("fusion", width, tensors) == (3 * n, 1)]
         for name in adaptors:
-            body_width, _ = self._outputs(name, 4 * n, tensors)
-            inner, _ = self._outputs("body", body_width, tensors)
+            body_width, adapted = self._outputs(name, 4 * n, tensors)
+            inner, refined = self._outputs("body", body_width, tensors)
+            shapes.append((adapted, refined) == (1, 1))
             shapes.append(self._outputs("head", inner, tensors) == (2 * n, 1))
         if not all(shapes):
             raise ModelError("the networks of the weights do not fit together")

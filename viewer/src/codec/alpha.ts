@@ -45,11 +45,9 @@ function pixelData(data: Uint8Array, view: DataView): Uint8Array<ArrayBuffer> {
       throw corrupt("the alpha plane is damaged: a chunk has the wrong CRC");
     }
     const name = String.fromCharCode(...data.subarray(at + 4, at + 8));
-    if (name === "tRNS") throw corrupt("the alpha plane is not plain gray");
     if (name === "IDAT") parts.push(data.subarray(at + 8, end));
     else if (name === "IEND") break;
-    else if (at > 8 && /^[A-Z]/.test(name)) throw corrupt("the alpha plane is not plain gray");
-    at = end + 4;
+    at = end + 4; // all other chunks are skipped
   }
   const joined = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let filled = 0;
