@@ -155,7 +155,7 @@ export class Queue {
       entry.picture = picture;
       entry.state = "done";
       entry.lastUse = ++this.clock;
-      this.trim(entry);
+      this.trim();
     } catch (fault) {
       if (abort.signal.aborted) {
         entry.state = "stopped";
@@ -184,15 +184,16 @@ export class Queue {
     return entry.data;
   }
 
-  /** Let go of the pictures that were not looked at for longest, until the rest is within the bound. */
-  private trim(latest: Entry): void {
+  /** Keep the picture that is shown, and of the others those last used, as far as the bound goes. */
+  private trim(): void {
     const kept = this.entries.filter((entry) => entry.picture);
-    kept.sort((a, b) => b.lastUse - a.lastUse);
+    const rank = (entry: Entry) => (entry === this.selected ? Infinity : entry.lastUse);
+    kept.sort((one, two) => rank(two) - rank(one));
     let bytes = 0;
-    for (const entry of [latest, ...kept.filter((other) => other !== latest)]) {
-      bytes += entry.picture?.rgba.byteLength ?? 0;
-      if (bytes > MAX_PICTURE_BYTES && entry !== this.selected && (this.selected || entry !== latest))
-        entry.picture = null;
+    for (const [i, entry] of kept.entries()) {
+      const size = entry.picture?.rgba.byteLength ?? 0;
+      if (i > 0 && bytes + size > MAX_PICTURE_BYTES) entry.picture = null;
+      else bytes += size;
     }
   }
 }
