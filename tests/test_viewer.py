@@ -649,18 +649,32 @@ def test_a_copied_picture_has_the_decoded_pixels(served, server_page):
 # ----------------------------------------------------------------- beside another picture
 
 
-def test_pictures_of_the_same_size_are_compared(page, tmp_path):
+def test_pictures_of_the_same_size_are_compared(page):
     choose(page, LAKE)
     settled(page)
     original = LAKE.with_suffix(".png")
     page.set_input_files("#other-picker", original)
     page.wait_for_selector("body[data-comparing] picture-slider")
     assert page.is_hidden("#view")
+    page.keyboard.press("ArrowRight")  # It is the line's now, and no step to another file.
+    assert page.get_attribute("picture-slider [role=slider]", "aria-valuenow") == "51"
     page.keyboard.press("Escape")
     assert page.is_visible("#view") and page.locator("picture-slider").count() == 0
     page.set_input_files("#other-picker", ALPHA.with_suffix(".png"))
     page.wait_for_selector("#note:not([hidden])")
     assert "65 × 33" in page.inner_text("#note") and page.is_visible("#view")
+
+
+def test_a_picture_that_comes_with_a_file_is_compared_with_it(page):
+    original = LAKE.with_suffix(".png")
+    choose(page, LAKE, original, *GOLDEN[:2])
+    page.wait_for_selector("body[data-comparing] picture-slider")
+    expect(page.locator("#files li")).to_have_count(3)
+    choose(page, original)
+    expect(page.locator("#files li")).to_have_count(3)
+    page.keyboard.press("Escape")
+    choose(page, ("notes.png", b"no picture"))
+    settled(page, "failed", "notes.png")
 
 
 # ----------------------------------------------------------------- the page itself

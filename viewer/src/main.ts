@@ -202,6 +202,13 @@ function press(action: string, pressed: boolean): void {
   }
 }
 
+/** Parts of the decoding take long and say nothing of how far they are: the seconds go on at least. */
+function showElapsed(): void {
+  const entry = queue.selected;
+  const seconds = entry?.state === "decoding" ? (performance.now() - entry.started) / 1000 : 0;
+  find("elapsed").textContent = seconds < 3 ? "" : `${Math.floor(seconds)} s`;
+}
+
 /** For screen readers. */
 function say(text: string): void {
   find("said").textContent = text;
@@ -424,6 +431,7 @@ document.addEventListener("drop", (event) => {
 });
 
 addEventListener("hashchange", openLinks);
+setInterval(showElapsed, 500);
 
 const theme = remembered("theme");
 if (theme) document.documentElement.dataset["theme"] = theme;

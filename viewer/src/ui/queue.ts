@@ -19,6 +19,7 @@ export interface Failure {
 export class Entry {
   state: State = "waiting";
   progress = 0; // 0..1 of the decoding
+  started = 0; // when the decoding was, in milliseconds since the page was opened
   info: Info | null = null; // known as soon as the file was read
   failure: Failure | null = null;
   picture: Decoded | null = null; // may be gone from memory though it was decoded
@@ -143,6 +144,7 @@ export class Queue {
     this.running = { entry, abort };
     entry.state = "decoding";
     entry.progress = 0;
+    entry.started = performance.now();
     this.changed(entry);
     try {
       const data = await Promise.race([this.inspected(entry), end(abort.signal)]);
