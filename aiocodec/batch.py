@@ -36,7 +36,6 @@ from aiocodec.errors import (
     ImageError,
     LimitError,
     OutputError,
-    RuntimeMissing,
     as_aic_error,
 )
 from aiocodec.loading import loading
@@ -342,10 +341,6 @@ def load_codec(model: str | None, device: str, threads: int | None) -> "Codec":
 
             from aiocodec.codec import Codec
     except Exception as fault:
-        if isinstance(fault, ModuleNotFoundError) and fault.name == "torch":
-            raise RuntimeMissing(
-                "PyTorch is not installed: pip install 'aiocodec[torch]', or torch itself, brings it"
-            ) from None
         raise as_aic_error(fault) from None
     if threads is not None:
         torch.set_num_threads(threads)
@@ -376,10 +371,6 @@ def load_light(model: str | None, threads: int | None) -> "LightCodec":
 
             from aiocodec.light import LightCodec
     except Exception as fault:
-        if isinstance(fault, ModuleNotFoundError) and fault.name == "onnxruntime":
-            raise RuntimeMissing(
-                "onnxruntime is not installed: pip install onnxruntime brings it"
-            ) from None
         raise as_aic_error(fault) from None
     return LightCodec(model, threads)
 

@@ -107,6 +107,11 @@ _NO_MEMORY = (  # phrases of torch's messages, in lower case
     "could not create a primitive",  # oneDNN, which does not say why; sizes that it refuses are not ours
 )
 
+_MISSING = {  # libraries that an installation may lack, and what to say then
+    "torch": "PyTorch is not installed: pip install 'aiocodec[torch]', or torch itself, brings it",
+    "onnxruntime": "onnxruntime is not installed: pip install onnxruntime brings it",
+}
+
 _NO_SPACE = re.compile("cannot allocate|failed to map segment", re.IGNORECASE)  # of the loader
 
 
@@ -134,6 +139,8 @@ def as_aic_error(fault: Exception) -> AicError:
     library = isinstance(fault, ImportError) or (isinstance(fault, OSError) and not fault.errno)
     if out_of_memory(fault) or (library and _NO_SPACE.search(text)):
         return LimitError("not enough memory")
+    if isinstance(fault, ModuleNotFoundError) and fault.name in _MISSING:
+        return RuntimeMissing(_MISSING[fault.name])
     if library:  # the loader's own errors have no number
         return RuntimeMissing(f"a library cannot be loaded: {text}")
     if os.environ.get("AIC_DEBUG"):

@@ -299,12 +299,18 @@ def test_without_torch_files_are_decoded_and_inspected_but_not_made(
     assert done.returncode == 0 and '"model": "nano"' in done.stdout
     done = aic("compare", file, out, env=without_torch)
     assert done.returncode == 0 and "infinite" in done.stdout
-    for arguments in (("encode", "-f", out, file), ("decode", "-f", "--runtime=torch", file, out)):
+    for arguments in (
+        ("encode", "-f", out, file),
+        ("decode", "-f", "--runtime=torch", file, out),
+        ("decode", "-f", "--device=cuda", file, out),
+        ("evaluate", tmp_path),
+        ("train", "run", tmp_path, "--out", tmp_path / "run"),
+    ):
         done = aic(*arguments, env=without_torch)
         assert done.returncode == 5
         assert "PyTorch is not installed: pip install 'aiocodec[torch]'" in done.stderr
         assert done.stderr.count("\n") == 1
-    assert file.stat().st_size and out.stat().st_size
+    assert {path.name for path in tmp_path.iterdir()} == {"x.aic", "x.png", "y.png", "hook"}
     done = aic("doctor", env=without_torch)
     assert done.returncode == 0, done.stdout
     assert "ok   golden files on onnx" in done.stdout and "torch: not installed" in done.stdout

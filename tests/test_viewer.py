@@ -32,11 +32,24 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
+
+def sources():
+    """What the page is built of."""
+    viewer = TESTS.parent / "viewer"
+    parts = [viewer / "index.html", TESTS.parent / "aiocodec" / "evaluate" / "slider.js"]
+    parts += [TESTS.parent / "weights" / "manifest.json"]
+    return [*parts, *(viewer / "src").rglob("*.*"), *(viewer / "assembly").glob("*.ts")]
+
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
     pytest.mark.skipif(not PAGE.exists(), reason="the page is not built: npm run build in viewer/"),
+    pytest.mark.skipif(
+        PAGE.exists() and PAGE.stat().st_mtime < max(path.stat().st_mtime for path in sources()),
+        reason="the page is older than its sources: npm run build in viewer/",
+    ),
 ]
 
 DECODE = """async data => {
@@ -360,6 +373,17 @@ def test_links_are_opened(served, server):
     link_to(served, "/tests/golden/v2-pixel.aic")
     settled(served, name="v2-pixel.aic")
     assert served.inner_text("#place") == "3 of 3"
+
+
+def test_links_that_follow_each_other_at_once_are_opened_once_each(served):
+    served.evaluate("location.hash = ''")
+    served.evaluate(
+        "for (const name of ['v2-lake', 'v2-pixel', 'v2-alpha'])"
+        " location.hash = `src=/tests/golden/${name}.aic`"
+    )
+    expect(served.locator("li[data-state=done]")).to_have_count(3)
+    names = served.locator("#files li").all_inner_texts()
+    assert [name.split()[0] for name in names] == ["v2-lake.aic", "v2-pixel.aic", "v2-alpha.aic"]
 
 
 def test_a_link_that_cannot_be_fetched_is_a_sentence(page, served):

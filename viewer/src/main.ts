@@ -96,8 +96,8 @@ function sameSize(one: { width: number; height: number }, two: typeof one): bool
   return one.width === two.width && one.height === two.height;
 }
 
-function openLinks(): void {
-  const links = linksIn(location.hash);
+function openLinks(address: string): void {
+  const links = linksIn(new URL(address).hash);
   if (links.length) queue.add(links.map(fromLink));
 }
 
@@ -430,10 +430,11 @@ document.addEventListener("drop", (event) => {
   }
 });
 
-addEventListener("hashchange", openLinks);
+// The address of the event: by now there may be another, whose own event is to come.
+window.addEventListener("hashchange", ({ newURL }) => openLinks(newURL));
 setInterval(showElapsed, 500);
 
 const theme = remembered("theme");
 if (theme) document.documentElement.dataset["theme"] = theme;
 if (remembered("info")) toggleInfo();
-openLinks();
+openLinks(location.href);
