@@ -353,6 +353,24 @@ def test_a_file_that_does_not_decode_is_a_sentence_and_the_next_one_is_decoded(p
     assert page.locator("#files li[data-state=failed]").count() == len(faults)
 
 
+def test_a_phone_refuses_at_once_what_it_has_no_memory_for(browser):
+    """The estimate comes before any network, and the page goes on."""
+    opened = Opened(browser, PAGE.as_uri(), viewport={"width": 360, "height": 740}, has_touch=True)
+    page = opened.page
+    page.evaluate("Object.defineProperty(navigator, 'deviceMemory', { value: 2 })")
+    huge = with_header(LAKE.read_bytes(), width=10_000, height=10_000)
+    refused = decoded(page, huge)
+    assert refused["fault"] == "limit"
+    assert "100.0 megapixels needs" in refused["message"] and "there are 1024" in refused["message"]
+    assert not [asked for asked in opened.asked if "nano-g_s" in asked or "runtime" in asked]
+    choose(page, ("huge.aic", huge), (LAKE.name, LAKE.read_bytes()))
+    settled(page, "failed", "huge.aic")
+    page.keyboard.press("ArrowRight")
+    settled(page, name=LAKE.name)
+    opened.clear()
+    opened.context.close()
+
+
 def test_damage_anywhere_is_noticed(page):
     data, rng = LAKE.read_bytes(), np.random.default_rng(3)
     for at in [*range(0, 48, 3), *rng.integers(48, len(data), 30)]:
