@@ -698,8 +698,10 @@ def test_pictures_of_the_same_size_are_compared(page):
     page.set_input_files("#other-picker", original)
     page.wait_for_selector("body[data-comparing] picture-slider")
     assert page.is_hidden("#view")
+    line = page.locator("picture-slider [role=slider]")
+    expect(line).to_be_focused()
     page.keyboard.press("ArrowRight")  # It is the line's now, and no step to another file.
-    assert page.get_attribute("picture-slider [role=slider]", "aria-valuenow") == "51"
+    expect(line).to_have_attribute("aria-valuenow", "51")
     page.keyboard.press("Escape")
     assert page.is_visible("#view") and page.locator("picture-slider").count() == 0
     page.set_input_files("#other-picker", ALPHA.with_suffix(".png"))
