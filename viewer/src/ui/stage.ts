@@ -88,16 +88,23 @@ export class Stage {
   }
 
   larger(): void {
-    this.zoomTo(this.scale * STEP);
+    this.zoomTo(this.settled * STEP);
   }
 
   smaller(): void {
-    this.zoomTo(this.scale / STEP);
+    this.zoomTo(this.settled / STEP);
   }
 
   /** Look at another part; in parts of the view, to the right and down. */
   pan(x: number, y: number): void {
-    this.shift((x * this.canvas.width) / this.scale, (y * this.canvas.height) / this.scale);
+    const scale = this.settled;
+    this.shift((x * this.canvas.width) / scale, (y * this.canvas.height) / scale);
+  }
+
+  /** The scale, where the view may have changed since it was painted: it has come into sight, for one. */
+  private get settled(): number {
+    if (this.fitted) this.resize();
+    return this.scale;
   }
 
   private get fit(): number {
@@ -142,7 +149,7 @@ export class Stage {
     // Two fingers that are spread on a touchpad come as small steps of a wheel with Ctrl.
     const speed = event.ctrlKey ? 0.01 : 0.002;
     const delta = Math.max(-200, Math.min(200, event.deltaY * lines));
-    this.zoomTo(this.scale * Math.exp(-delta * speed), this.point(event));
+    this.zoomTo(this.settled * Math.exp(-delta * speed), this.point(event));
   }
 
   private move(event: PointerEvent): void {
@@ -159,7 +166,7 @@ export class Stage {
     const half = { x: (before.x - now.x) / 2, y: (before.y - now.y) / 2 };
     this.shift(half.x / this.scale, half.y / this.scale);
     const at = { x: (now.x + other.x) / 2, y: (now.y + other.y) / 2 };
-    this.zoomTo((this.scale * apart(now)) / apart(before), at);
+    this.zoomTo((this.settled * apart(now)) / apart(before), at);
   }
 
   private resize(): void {
