@@ -7,8 +7,9 @@
     found = aiocodec.encode_to(rgb, max_bytes=40_000)   # the best file of that size
 
 `aiocodec.Codec` keeps a loaded model for many pictures, which `aiocodec.to_picture` makes of whatever
-`encode` takes, and gives them back with alpha and metadata; see aiocodec/api.py. Errors are the tree of
-`aiocodec.errors`. Nothing heavy is imported before it is used.
+`encode` takes, and gives them back with alpha and metadata; see aiocodec/api.py. `aiocodec.LightCodec`
+decodes without PyTorch, as `decode` does where it is missing. Errors are the tree of `aiocodec.errors`.
+Nothing heavy is imported before it is used.
 """
 
 TYPE_CHECKING = False  # as in typing, whose import takes longer than all of this
@@ -16,6 +17,7 @@ TYPE_CHECKING = False  # as in typing, whose import takes longer than all of thi
 __version__ = "0.1.0"
 __all__ = [
     "Codec",
+    "LightCodec",
     "Picture",
     "__version__",
     "decode",
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from aiocodec.api import to_picture as to_picture
     from aiocodec.codec import Codec as Codec
     from aiocodec.image import Picture as Picture
+    from aiocodec.light import LightCodec as LightCodec
 else:  # to a type checker, it would be a promise of any name
 
     def __getattr__(name: str) -> "Any":
@@ -45,7 +48,7 @@ else:  # to a type checker, it would be a promise of any name
         if name == "errors":
             return import_module("aiocodec.errors")
         if name in __all__:
-            home = {"Codec": "codec", "Picture": "image"}.get(name, "api")
+            home = {"Codec": "codec", "LightCodec": "light", "Picture": "image"}.get(name, "api")
             return getattr(import_module(f"aiocodec.{home}"), name)
         raise AttributeError(f"module 'aiocodec' has no attribute {name!r}")
 

@@ -53,6 +53,8 @@ def a_codec(rgb: NDArray[np.uint8]) -> Picture:
     found = codec.encode_to(picture, max_bytes=len(data))
     assert_type(found.data, bytes)
     assert_type(found.quality, int)
+    light = aiocodec.LightCodec(threads=1)
+    assert_type(light.decode(data, bits=16), Picture)
     return assert_type(codec.decode(found.data, max_pixels=1 << 20), Picture)
 
 
