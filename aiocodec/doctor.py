@@ -296,6 +296,7 @@ def _models() -> list[str]:
 @_on_one_thread
 def _weights(name: str) -> Check:
     """Hashes of all files, the fingerprint, and that the networks can be built of them."""
+    from aiocodec.light import load_synthesis
     from aiocodec.pretrained import Manifest
 
     manifest = Manifest.read()
@@ -304,7 +305,7 @@ def _weights(name: str) -> Check:
     fingerprint = manifest.load_frozen(name).fingerprint.hex()
     if _installed("torch"):
         manifest.load(name).transforms()
-    _codec("onnx")
+    load_synthesis(manifest, name, threads=1)
     size = manifest.weight_bytes(name)
     values = {
         "files": manifest.files(name),
@@ -480,7 +481,7 @@ def _integers(
 
 
 @functools.cache
-def _codec(device: str) -> "Any":
+def _codec(device: str) -> Any:
     if device == "onnx":
         from aiocodec.light import LightCodec
 

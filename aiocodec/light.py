@@ -1,7 +1,7 @@
 """Decoding without PyTorch: numpy runs the entropy model, onnxruntime runs g_s.
 
 The symbols are those of `Codec`, bit for bit, and the pixels agree within 1 of 255. It starts in a fraction of
-the time and needs a tenth of the space on disk, but neither encodes nor computes on CUDA.
+the time and takes a fifth of the space on disk, see docs/decoders.md, but neither encodes nor computes on CUDA.
 """
 
 import os
@@ -224,7 +224,6 @@ def load_synthesis(
     import onnxruntime
 
     graph, halo = manifest.synthesis(name)
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or _cores()
     options.log_severity_level = 4  # what is wrong is raised

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from test_entropy import random_model
 
 from aiocodec.config import CHECKERBOARD, QUADTREE, EntropyConfig
@@ -253,6 +254,47 @@ def summary(integers):
     }
 
 
+def written_file(data):
+    """The version, quality, width, height, flags, fingerprint and chunks of an intact file."""
+
+    def number(start, size):
+        return int.from_bytes(data[start : start + size], "little")
+
+    def intact(start, stop):
+        return zlib.crc32(data[start:stop]) == number(stop, 4)
+
+    version, flags, quality, width, height = (
+        number(at, size) for at, size in ((4, 1), (6, 1), (7, 1), (8, 4), (12, 4))
+    )
+    right = [data[:4] == b"\x8aAIC", version in (1, 2), data[5] == 0, quality <= 100]
+    if not all(right) or not intact(0, 28) or number(24, 4) != len(data) - 32:
+        raise Refused
+    chunks, at = {}, 32
+    while at < len(data):
+        start, kind, length, shift = at, data[at], 0, 0
+        while True:
+            at += 1
+            length |= (data[at] & 127) << shift
+            shift += 7
+            if data[at] < 128:
+                break
+        chunks[kind] = data[at + 1 : at + 1 + length]
+        at += 1 + length
+        if not intact(start, at):
+            raise Refused
+        at += 4
+    return version, quality, width, height, flags, data[16:24].hex(), chunks
+
+
+def written_weights(fingerprint):
+    """The tensors of the frozen model with this fingerprint, and the graph of g_s."""
+    folder = FORMAT.parents[1] / "weights"
+    models = json.loads((folder / "manifest.json").read_text("utf-8"))["models"].values()
+    model = next(model for model in models if model["fingerprint"] == fingerprint)
+    tensors = {k: v for part in model["entropy"] for k, v in load_file(folder / part).items()}
+    return tensors, (folder / model["synthesis"]["file"]).read_bytes()
+
+
 class WrittenModel:
     """A frozen model run by its program in int64, with numpy alone."""
 
@@ -357,13 +399,13 @@ def written_model(tensors):
     return WrittenModel(tensors)
 
 
-def synthesised(graph, y_hat, header):
+def synthesised(graph, y_hat, width, height, quality, flags):
     """The pixels of a whole picture, by the graph of its model."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    quality = np.array([header.quality], np.float32)
-    (x_hat,) = session.run(["x_hat"], {"y_hat": y_hat[None], "quality": quality})
-    x_hat = x_hat[0, :, : header.height, : header.width]
-    if header.flags & 1:
+    inputs = {"y_hat": y_hat[None], "quality": np.array([quality], np.float32)}
+    (x_hat,) = session.run(["x_hat"], inputs)
+    x_hat = x_hat[0, :, :height, :width]
+    if flags & 1:
         x_hat = np.repeat(x_hat.mean(0, keepdims=True), 3, axis=0)
     return np.clip(np.floor(x_hat * 255 + 0.5), 0, 255).transpose(1, 2, 0)
 
@@ -389,17 +431,14 @@ def test_latents_are_decoded_by_the_document_alone(order):
 @pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.aic")), ids=lambda path: path.stem)
 def test_golden_files_are_decoded_by_the_document_alone(golden):
     """To the symbols, the values on the way, and, by the graph that ships, the pixels."""
-    container = unpack(golden.read_bytes())
-    header = container.header
-    latents = unpack_latents(container.get(0x01), header.version)
-    manifest = Manifest.read()
-    name = manifest.for_fingerprint(header.fingerprint)
-    model = written_model(manifest.load_frozen(name).tensors)
-    size = header.width, header.height, header.quality
-    symbols, _, y_hat, steps = model.decode(latents.words, *size)
-    assert zlib.crc32(symbols.tobytes()) == latents.symbols_crc
+    version, quality, width, height, flags, fingerprint, chunks = written_file(golden.read_bytes())
+    tensors, graph = written_weights(fingerprint)
+    latents, before = chunks[0x01], 4 * version  # the CRC of all symbols is the last one
+    model = written_model(tensors)
+    symbols, _, y_hat, steps = model.decode(latents[before:], width, height, quality)
+    assert zlib.crc32(symbols.tobytes()) == int.from_bytes(latents[before - 4 : before], "little")
     assert steps == json.loads(golden.with_suffix(".json").read_text())["steps"]
-    rgb = synthesised(manifest.synthesis(name)[0], y_hat, header)
+    rgb = synthesised(graph, y_hat, width, height, quality, flags)
     expected = np.asarray(Image.open(golden.with_suffix(".png")).convert("RGB"))
     assert np.abs(rgb - expected).max() <= 1
 
