@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
 
 from aiocodec import files, signals
 from aiocodec.config import (
@@ -101,7 +101,9 @@ class _Coding:
             return {**row, "skipped": True}
         files.check_input(job.source, self.unreadable)
         files.check_output(job.target, self.force)
-        row |= self._code(job, progress)
+        coded, measured = self.code(lambda: self.read(job.source), job.target, progress)
+        files.write(job.target, coded, force=self.force)
+        row |= measured
         row["seconds"] = round(time.perf_counter() - started, 3)
         return row
 
@@ -114,7 +116,15 @@ class _Coding:
         """The bytes of an input; errors as of `files.read_image` or `files.read_aic`."""
         raise NotImplementedError
 
-    def _code(self, job: Job, progress: Progress | None) -> Row:
+    def read_of(self, file: BinaryIO, regular: bool) -> bytes:
+        """The bytes of an input that is open; errors as of `files.image_of` or `files.aic_of`."""
+        raise NotImplementedError
+
+    def code(
+        self, read: Callable[[], bytes], target: str, progress: Progress | None = None
+    ) -> tuple[bytes, Row]:
+        """Code what `read` gives, and what to say of it; nothing is written. The name `target`, or "-",
+        may tell the format of the output."""
         raise NotImplementedError
 
     def _is_input(self, kind: str | None) -> bool:
@@ -168,11 +178,20 @@ class Encode(_Coding):
         """The bytes of an image."""
         return files.read_image(path)
 
-    def _code(self, job: Job, progress: Progress | None) -> Row:
-        data = self.read(job.source)
+    def read_of(self, file: BinaryIO, regular: bool) -> bytes:
+        """The bytes of an image."""
+        return files.image_of(file, regular)
+
+    def code(
+        self, read: Callable[[], bytes], target: str, progress: Progress | None = None
+    ) -> tuple[bytes, Row]:
+        """An image to the bytes of an .aic file."""
+        data = read()
         with loading("numpy"):
-            from aiocodec.image import read
-        picture = read(data, max_pixels=self.max_pixels, strict=self.strict, formats=self.formats)
+            from aiocodec import image
+        picture = image.read(
+            data, max_pixels=self.max_pixels, strict=self.strict, formats=self.formats
+        )
         length = len(data)
         del data
         codec = load_codec(self.model, self.device, self.threads)
@@ -197,8 +216,7 @@ class Encode(_Coding):
             extra = {"encodes": found.encodes}
             measured = {"psnr": found.psnr, "ssim": found.ssim, "against": found.against}
             extra |= {name: value for name, value in measured.items() if value is not None}
-        files.write(job.target, coded, force=self.force)
-        return {
+        return coded, {
             **_measures(width, height, len(coded), quality, codec),
             **extra,
             "input_bytes": length,
@@ -244,15 +262,22 @@ class Decode(_Coding):
         """The bytes of an .aic file."""
         return files.read_aic(path)
 
-    def _code(self, job: Job, progress: Progress | None) -> Row:
+    def read_of(self, file: BinaryIO, regular: bool) -> bytes:
+        """The bytes of an .aic file."""
+        return files.aic_of(file)
+
+    def code(
+        self, read: Callable[[], bytes], target: str, progress: Progress | None = None
+    ) -> tuple[bytes, Row]:
+        """An .aic file to the bytes of an image."""
         with loading("numpy"):
             from aiocodec.image import format_of, losses, write
 
-        suffix = self.suffix or os.path.splitext(job.target)[1]
-        if not suffix and (job.target == "-" or files.is_special(job.target)):
+        suffix = self.suffix or os.path.splitext(target)[1]
+        if not suffix and (target == "-" or files.is_special(target)):
             suffix = ".png"
         format = format_of(f"x{suffix}")
-        data = self.read(job.source)
+        data = read()
         container = unpack(data, max_pixels=self.max_pixels)
         header = container.header
         length = len(data)
@@ -261,8 +286,7 @@ class Decode(_Coding):
         depth = self.depth or (16 if wide else 8)
         picture, codec = self.restore(container, progress, depth)
         image = write(picture, format)
-        files.write(job.target, image, force=self.force)
-        return {
+        return image, {
             **_measures(header.width, header.height, length, header.quality, codec),
             "input_bytes": length,
             "output_bytes": len(image),
@@ -323,6 +347,29 @@ def _measures(width: int, height: int, length: int, quality: int, codec: "AnyCod
         "model": codec.name,
         "device": codec.device.type,
     }
+
+
+@dataclass
+class Tally:
+    """What came of many files."""
+
+    done: int = 0  # files
+    skipped: int = 0  # files that were left out, because there is an output
+    failed: int = 0  # files
+    input_bytes: int = 0  # of files that were done
+    output_bytes: int = 0  # of the same
+    seconds: float = 0.0  # of the clock
+
+    def count(self, outcome: Row | AicError) -> None:
+        """Count what came of one."""
+        if isinstance(outcome, AicError):
+            self.failed += 1
+        elif "skipped" in outcome:
+            self.skipped += 1
+        else:
+            self.done += 1
+            self.input_bytes += outcome.get("input_bytes", 0)
+            self.output_bytes += outcome.get("output_bytes", 0)
 
 
 # --------------------------------------------------------------------------- PyTorch and onnxruntime
@@ -491,24 +538,32 @@ def run(
     count = min(processes, sum(job.fault is None for job in jobs))
     if count < 2:
         for job in jobs:
-            yield job, _outcome(job, work, progress if len(jobs) == 1 else None)
+            yield job, outcome(job, work, progress if len(jobs) == 1 else None)
         return
     pool = _Pool(jobs, work, count)
     with signals.undoing(pool.end):
         yield from pool.outcomes()
 
 
-def _outcome(job: Job, work: Work, progress: Progress | None = None) -> Row | AicError:
+class Runs(Protocol):
+    """What a process can be given to do: `Encode`, `Decode`, or what is done with them elsewhere."""
+
+    def run(self, job: Job, progress: Progress | None = None) -> Row:
+        """Do a job; AicError says why not."""
+
+
+def outcome(job: Job, work: Runs, progress: Progress | None = None) -> Row | AicError:
+    """What comes of a job, done here and now; nothing is raised but what ends the process."""
     try:
         return work.run(job, progress)
     except Exception as fault:
         return as_aic_error(fault)
 
 
-class _Worker:
+class Worker:
     """A process that does one job after the other, and the one that it is at."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Runs) -> None:
         from multiprocessing import get_context
 
         context = get_context("spawn")  # PyTorch does not survive a fork
@@ -531,7 +586,8 @@ class _Worker:
             self.pipe.send(job)
 
     def answer(self) -> Row | AicError | None:
-        """What came of the job, an error if the process died of it; None: nothing yet."""
+        """What came of the job, an error if the process died of it, see `alive`; None: nothing yet. It
+        waits for whatever the process says next."""
         try:
             message: Row | AicError | str = self.pipe.recv()
         except (EOFError, OSError):
@@ -556,14 +612,14 @@ class _Worker:
             files.sweep(self._job.target, self._prefix)
 
 
-def _serve(pipe: Any, work: Work) -> None:
+def _serve(pipe: Any, work: Runs) -> None:
     """What a process of the pool does until its parent is gone."""
     for number in signals.SIGNALS:  # they are for the parent, which kills this process
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError):
         pipe.send(files.TEMPORARY)
         while True:
-            pipe.send(_outcome(pipe.recv(), work))
+            pipe.send(outcome(pipe.recv(), work))
 
 
 @contextmanager
@@ -588,7 +644,7 @@ class _Pool:
 
     def __init__(self, jobs: Sequence[Job], work: Work, count: int) -> None:
         self._jobs, self._work, self._count = jobs, work, count
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._waiting = deque(i for i, job in enumerate(jobs) if job.fault is None)
         self._done: dict[int, Row | AicError] = {
             i: job.fault for i, job in enumerate(jobs) if job.fault is not None
@@ -617,7 +673,7 @@ class _Pool:
         while self._waiting and (idle or len(self._workers) < self._count):
             index = self._waiting.popleft()
             if not idle:
-                worker = _Worker(self._work)
+                worker = Worker(self._work)
                 self._workers.append(worker)  # before it starts: a signal may come at once
                 try:
                     worker.start()
@@ -633,7 +689,7 @@ class _Pool:
                 idle.append(worker)
             idle.pop().take(index, self._jobs[index])
 
-    def _collect(self, worker: _Worker) -> None:
+    def _collect(self, worker: Worker) -> None:
         outcome = worker.answer()
         if outcome is not None:
             assert worker.index is not None

@@ -13,6 +13,7 @@
     ├── BatchError                8   some files of a batch failed, the others are done
     ├── TrainingError             9   training cannot go on; the last checkpoint is good
     │   └── Diverged                  the loss exploded or stopped being a number
+    ├── ClusterError             10   a cluster cannot be reached or was lost; what was done is recorded
     └── CodecMissing              1   a codec to compare with is not installed; the others are done
 
 The number is the exit code of `aic`; 0 is success and 2 is a usage error. Messages are one line and
@@ -94,6 +95,12 @@ class Diverged(TrainingError):
     """The loss exploded or stopped being a number."""
 
 
+class ClusterError(AicError):
+    """A cluster cannot be reached or was lost; what was done is recorded, and the next run goes on."""
+
+    exit_code = 10
+
+
 class CodecMissing(AicError):
     """A codec to compare with that this installation lacks."""
 
@@ -109,6 +116,8 @@ _NO_MEMORY = (  # phrases of torch's messages, in lower case
 
 _MISSING = {  # libraries that an installation may lack, and what to say then
     "torch": "PyTorch is not installed: pip install 'aiocodec[torch]', or torch itself, brings it",
+    "ray": "Ray is not installed: pip install 'aiocodec[ray]' brings it",
+    "pyarrow": "Ray Data is not installed: pip install 'aiocodec[ray]' brings it",
     "onnxruntime": "onnxruntime is not installed: pip install onnxruntime brings it",
 }
 

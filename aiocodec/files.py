@@ -43,12 +43,18 @@ def read_aic(path: str) -> bytes:
     Raises BitstreamError for what does not begin as one or cannot be read, LimitError for more than
     MAX_FILE_BYTES.
     """
-    data = BytesIO()
     with _input(path, BitstreamError) as file:
-        _fill(data, file, HEADER_SIZE)
-        if not data.getvalue().startswith(MAGIC):
-            raise BitstreamError("not an .aic file")
-        _fill_aic(data, file)
+        return aic_of(file)
+
+
+def aic_of(file: BinaryIO) -> bytes:
+    """The bytes of an .aic file that is open at its beginning, otherwise as `read_aic`; OSError is let
+    through."""
+    data = BytesIO()
+    _fill(data, file, HEADER_SIZE)
+    if not data.getvalue().startswith(MAGIC):
+        raise BitstreamError("not an .aic file")
+    _fill_aic(data, file)
     return _within_limit(data)
 
 
@@ -58,9 +64,15 @@ def read_image(path: str) -> bytes:
     Raises ImageError for what does not begin as one or cannot be read, LimitError for more than
     MAX_FILE_BYTES.
     """
-    data = BytesIO()
     with _input(path, ImageError) as file:
-        _fill_image(data, file)
+        return image_of(file, _is_regular(file))
+
+
+def image_of(file: BinaryIO, regular: bool) -> bytes:
+    """The bytes of an image file that is open at its beginning, otherwise as `read_image`; OSError is let
+    through. `regular`: it has an end, so that TGA, which has no bytes that it is known by, may be tried."""
+    data = BytesIO()
+    _fill_image(data, file, regular)
     return _within_limit(data)
 
 
@@ -73,7 +85,7 @@ def read_either(path: str) -> bytes:
         if data.getvalue().startswith(MAGIC):
             _fill_aic(data, file)
         else:
-            _fill_image(data, file)
+            _fill_image(data, file, _is_regular(file))
     return _within_limit(data)
 
 
@@ -148,7 +160,7 @@ def _fill_aic(data: BytesIO, file: BinaryIO) -> None:
         _fill(data, file, min(HEADER_SIZE + body, MAX_FILE_BYTES) + 1)
 
 
-def _fill_image(data: BytesIO, file: BinaryIO) -> None:
+def _fill_image(data: BytesIO, file: BinaryIO, regular: bool) -> None:
     """Read on to the end of what begins as an image; ImageError for anything else."""
     _fill(data, file, _HEAD)
     kind = _kind(data.getvalue())
@@ -156,8 +168,7 @@ def _fill_image(data: BytesIO, file: BinaryIO) -> None:
         raise ImageError("the input is an .aic file already")
     if not data.tell():
         raise ImageError("the input is empty")
-    if kind is None and not _is_regular(file):
-        # TGA has no bytes that it is known by, and is read from ordinary files alone.
+    if kind is None and not regular:
         raise ImageError("not an image of a format known here")
     _fill(data, file, MAX_FILE_BYTES + 1)
 
@@ -219,9 +230,10 @@ def is_stream(path: str) -> bool:
     return path == "-" or _descriptor(path) is not None
 
 
-def write(path: str, data: bytes, *, force: bool = False) -> None:
-    """Write a whole file or none, into a temporary file beside it that is synced before it takes the
-    name; symbolic links are followed. Special files, see `is_special`, are written in place.
+def write(path: str, data: bytes, *, force: bool = False, scratch: str | None = None) -> None:
+    """Write a whole file or none, into a temporary file beside it, or in the folder `scratch` of the same
+    file system, that is synced before it takes the name; symbolic links are followed. Special files, see
+    `is_special`, are written in place.
 
     Without `force` the name must be free, and of several processes that want it one gets it. With
     `force` the file that has the name is replaced: its permissions stay, and its owner and group as
@@ -253,7 +265,7 @@ def write(path: str, data: bytes, *, force: bool = False) -> None:
             with open(path, "wb") as file:
                 file.write(data)
         else:
-            _publish(path, data, force)
+            _publish(path, data, force, scratch)
     except OSError as fault:
         raise unwritable(path, fault) from None
 
@@ -282,9 +294,9 @@ def abandon(stream: IO[str] | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _publish(path: str, data: bytes, force: bool) -> None:
+def _publish(path: str, data: bytes, force: bool, scratch: str | None) -> None:
     target = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(target), TEMPORARY + os.urandom(4).hex())
+    temporary = os.path.join(scratch or os.path.dirname(target), TEMPORARY + os.urandom(4).hex())
     before = os.stat(target) if os.path.exists(target) else None
     if before is not None and not force:
         raise _exists(path)

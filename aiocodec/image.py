@@ -519,7 +519,7 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int, notes: list[str])
         # Pillow turns these while it loads them, and forgets the orientation.
         turned = image.getexif().get(tiff.ORIENTATION, 1)
         depth = _tiff_depth(image)
-        with _no_standard_error():
+        with no_standard_error():
             image.load()
         orientation, exif, xmp = 1, _tiff_exif(image), _metadata(image, "xmp")
         if any(tag in image.tag_v2 for tag in _IPTC_TAGS):
@@ -610,7 +610,7 @@ def _foreign(name: str, data: bytes, max_pixels: int) -> Picture:
         if size[0] * size[1] > max(_SMALL, len(data) * _DENSITY.get(name, _DENSEST)):
             raise _too_dense(size[0] * size[1], data, max_pixels)
 
-    with _no_standard_error():
+    with no_standard_error():
         found = decoders.decode(name, data, admit)
     if isinstance(found, bytes):
         return _decoded(found, ["JPEG"], max_pixels)
@@ -1460,8 +1460,9 @@ def _quiet_pillow(max_pixels: int) -> Iterator[None]:
 
 
 @contextmanager
-def _no_standard_error() -> Iterator[None]:
-    """Nothing reaches file descriptor 2, where libtiff would print what Pillow raises as well."""
+def no_standard_error() -> Iterator[None]:
+    """Nothing reaches file descriptor 2, where libtiff would print what Pillow raises as well, and so do other
+    libraries."""
     try:
         saved = os.dup(2)
     except OSError:  # it is closed anyway

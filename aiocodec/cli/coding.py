@@ -9,17 +9,17 @@ from typing import Any
 
 import click
 
-from aiocodec.batch import RUNTIMES, Decode, Encode, Job, Row, Work, guard, run, spread
-from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, STRIPS, StripAlone, coding_options
+from aiocodec.batch import RUNTIMES, Decode, Encode, Job, Row, Tally, Work, guard, run, spread
+from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, STRIPS, Optional, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_EFFORT, DEFAULT_QUALITY, MAX_EFFORT
-from aiocodec.errors import AicError, OutputError
+from aiocodec.errors import AicError, OutputError, as_aic_error
 from aiocodec.files import identity, is_stdout, is_stream
 from aiocodec.loading import loading
 
 
-@click.command(epilog=EPILOG, cls=StripAlone)
-@click.argument("paths", metavar="IN [OUT]", type=FILE_NAME, nargs=-1, required=True)
+@click.command(epilog=EPILOG, cls=Optional)
+@click.argument("paths", metavar="IN [OUT]", type=FILE_NAME, nargs=-1)
 @click.option(
     "-q",
     "--quality",
@@ -89,7 +89,7 @@ def encode(
     """Encode photographs to .aic files.
 
     IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .aic, or stdout where
-    IN is a stream. Several inputs, and folders with -r, need --out-dir.
+    IN is a stream. Several inputs, and folders with -r or --ray, need --out-dir.
     """
     goals = (quality, target_bpp, max_bytes, target_psnr, target_ssim)
     if sum(goal is not None for goal in goals) > 1:
@@ -113,8 +113,8 @@ def encode(
     _code(paths, work, **options)
 
 
-@click.command(epilog=EPILOG)
-@click.argument("paths", metavar="IN [OUT]", type=FILE_NAME, nargs=-1, required=True)
+@click.command(epilog=EPILOG, cls=Optional)
+@click.argument("paths", metavar="IN [OUT]", type=FILE_NAME, nargs=-1)
 @click.option(
     "--format", "format_name", metavar="NAME", help="Image format; by default from OUT, or PNG."
 )
@@ -143,7 +143,8 @@ def decode(
     """Decode .aic files to pictures.
 
     IN and OUT may be "-" for stdin and stdout. OUT is by default IN with the suffix .png, or stdout where
-    IN is a stream; its suffix names the format. Several inputs, and folders with -r, need --out-dir.
+    IN is a stream; its suffix names the format. Several inputs, and folders with -r or --ray,
+    need --out-dir.
     """
     suffix: str | None = f".{format_name.lower()}" if format_name else ".png"
     with loading("numpy"):
@@ -177,18 +178,38 @@ def _code(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    files_from: str | None,
+    ray: str | None,
+    retry: bool,
     **coding: Any,
 ) -> None:
     """What both commands do with their files; `coding` are fields of the work."""
+    if files_from is not None:
+        paths += _listed(files_from)
+    if not paths:
+        raise click.UsageError("Missing argument 'IN [OUT]'.")
     if coding["force"] and coding["skip_existing"]:
         raise click.UsageError("give --force or --skip-existing, not both")
     if output is not None and out_dir is not None:
         raise click.UsageError("give --output or --out-dir, not both")
-    if jobs is not None:
+    if jobs is not None or ray is not None:
         coding["threads"] = coding["threads"] or 1
     if coding["max_pixels"] is None:
         del coding["max_pixels"]
     work = make_work(**coding)
+    say = functools.partial(_lines, verbose=verbose)
+    if ray is not None:
+        if out_dir is None:
+            raise click.UsageError("--ray needs --out-dir")
+        if coding["skip_existing"]:
+            raise click.UsageError(
+                "--ray leaves out what its manifest has; --skip-existing is not for it"
+            )
+        reporter = Reporter(say, as_json, quiet, summary=True)
+        _distribute(paths, out_dir, work, ray, jobs, retry, reporter)
+        return
+    if retry:
+        raise click.UsageError("--retry is for --ray")
     for path in paths[:1] if out_dir is None else paths:
         if not recursive and path != "-" and os.path.isdir(path):
             raise click.UsageError(f"{path} is a folder; -r (--recursive) takes the files in it")
@@ -201,7 +222,7 @@ def _code(
         todo = spread(paths, out_dir, work, recursive=recursive)
     todo = guard(todo)
     reporter = Reporter(
-        functools.partial(_lines, verbose=verbose),
+        say,
         as_json,
         quiet,
         json_err=any(is_stdout(job.target) for job in todo if job.fault is None),
@@ -212,6 +233,38 @@ def _code(
         closing(run(todo, work, jobs or 1, progress)) as outcomes,
     ):
         reporter.report(((job.source, outcome) for job, outcome in outcomes), len(todo))
+
+
+def _distribute(
+    paths: tuple[str, ...],
+    out_dir: str,
+    work: Work,
+    address: str,
+    workers: int | None,
+    retry: bool,
+    reporter: Reporter,
+) -> None:
+    """What both commands do with their files on a cluster."""
+    if stream := next(filter(is_stream, paths), None):
+        raise click.UsageError(f"{stream} has no name, and cannot be distributed")
+    try:
+        from aiocodec.ray import Fleet, run
+    except ImportError as fault:
+        raise as_aic_error(fault) from None
+    quiet, tally = not os.environ.get("AIC_DEBUG"), Tally()
+    fleet = Fleet(address=address or None, workers=workers, retry=retry, quiet=quiet)
+    with closing(run(paths, out_dir, work, fleet, tally=tally)) as outcomes:
+        reporter.report(outcomes, None, tally)
+
+
+def _listed(path: str) -> tuple[str, ...]:
+    """The lines of a file that have something in them; UsageError where it cannot be read."""
+    try:
+        with click.open_file(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError as fault:
+        raise click.UsageError(f"{path} cannot be read: {fault.strerror}") from None
+    return tuple(line for line in lines if line)
 
 
 def _formats(names: str | None) -> tuple[str, ...] | None:

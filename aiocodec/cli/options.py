@@ -26,6 +26,7 @@ EXIT_CODES = {
     7: "the output exists or cannot be written",
     8: "some files of a batch failed, the others are done",
     9: "training cannot go on, its last checkpoint is good",
+    10: "a cluster cannot be reached or was lost, what was done is recorded",
     **signals.MEANING,
     BrokenPipe.exit_code: "whoever read the output has stopped; nothing is said",
 }
@@ -76,16 +77,22 @@ class Size(click.ParamType):  # type: ignore[type-arg] # it takes none before cl
 SIZE = Size()
 
 
-class StripAlone(click.Command):
-    """A command whose option --strip needs no value: the next argument is its value only where it is one of
-    STRIPS, and a file of such a name is ./all."""
+class Optional(click.Command):
+    """A command with options that need no value: the next argument is the value only where it looks like
+    one, and a file of such a name is ./all, for example."""
+
+    ALONE = {  # what is a value of an option, and which one it has without
+        "--strip": (re.compile("|".join(STRIPS)), "all"),
+        "--ray": (re.compile(r"auto|local|\S+://\S+|[^\s/]+:\d+"), ""),
+    }
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
         known = []
         for arg, following in pairwise([*args[:end], ""]):
-            alone = arg == "--strip" and following not in STRIPS
-            known.append("--strip=all" if alone else arg)
+            value, default = self.ALONE.get(arg, (None, ""))
+            alone = value is not None and not value.fullmatch(following)
+            known.append(f"{arg}={default}" if alone else arg)
         return super().parse_args(ctx, known + args[end:])
 
 
@@ -95,9 +102,9 @@ def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def existing_device(ctx: click.Context, param: click.Parameter, device: str) -> str:
-    """A callback that refuses a CUDA device that is not there; only where one is asked for is PyTorch
-    imported for that."""
-    if device == "cuda":
+    """A callback that refuses a CUDA device that is not there; only where one is asked for here, and not on
+    the machines of a cluster, is PyTorch imported for that."""
+    if device == "cuda" and ctx.params.get("ray") is None:
         with loading("torch"):
             import torch
         if not torch.cuda.is_available():
@@ -141,10 +148,28 @@ coding_options = grouped(
         "--jobs",
         type=click.IntRange(1),
         metavar="N",
-        help="Work on N files at once, with one thread each (see --threads).",
+        help="Work on N files at once, with one thread each (see --threads).  [default with --ray: as many "
+        "as there are CPUs]",
     ),
     click.option("-f", "--force", is_flag=True, help="Overwrite existing outputs."),
     click.option("--skip-existing", is_flag=True, help="Leave out what has an output already."),
+    click.option(
+        "--files-from",
+        type=FILE_NAME,
+        metavar="FILE",
+        help='Take inputs from the lines of FILE too, or of stdin for "-".',
+    ),
+    click.option(
+        "--ray",
+        is_eager=True,
+        metavar="[ADDRESS]",
+        help="Distribute with Ray: IN and DIR may be URLs (s3://...), folders are walked, and a manifest in "
+        "DIR says what is done. ADDRESS is HOST:PORT, auto for the cluster that this machine is of, or "
+        "local; by default $RAY_ADDRESS or local.",
+    ),
+    click.option(
+        "--retry", is_flag=True, help="With --ray: do again what the manifest has as failed."
+    ),
     model_option,
     device_option,
     click.option(

@@ -5,11 +5,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import click
 
-from aiocodec.batch import Row
+from aiocodec.batch import Row, Tally
 from aiocodec.errors import AicError, BatchError, BrokenPipe, OutputError
 from aiocodec.files import abandon, unwritable
 
@@ -50,29 +50,43 @@ class Reporter:
     bar_shown: bool = False
     started: float = field(default_factory=time.perf_counter)
 
-    def report(self, outcomes: Iterable[tuple[str, Row | AicError]], count: int) -> None:
-        """Say what came of each of `count` inputs, as it comes, then of all. One alone fails with its
-        own exit code; of several, the others are still done and a BatchError follows. BrokenPipe is
-        raised at once: nobody waits for the rest."""
-        failures: list[AicError] = []
-        rows: list[Row] = []
-        with self._counting(count) as advance:
-            for path, outcome in outcomes:
-                if isinstance(outcome, BrokenPipe):
-                    raise outcome
-                if isinstance(outcome, AicError):
-                    self._failed(path, outcome)
-                    failures.append(outcome)
-                else:
-                    self._done(path, outcome)
-                    rows.append(outcome)
-                advance()
-        if self.summary and count > 1:
-            self._sum_up(rows, len(failures))
-        if failures and count == 1:
-            raise click.exceptions.Exit(failures[0].exit_code)
-        if failures:
-            raise BatchError(f"{len(failures)} of {count} files failed")
+    def report(
+        self,
+        outcomes: Iterable[tuple[str, Row | AicError]],
+        count: int | None,
+        tally: Tally | None = None,
+    ) -> None:
+        """Say what came of each of `count` inputs, as it comes, then of all, those included that `tally`
+        has counted already. One alone fails with its own exit code; of several, the others are still
+        done and a BatchError follows. BrokenPipe is raised at once: nobody waits for the rest.
+
+        Args:
+            count: None where it is not known beforehand.
+        """
+        tally, failure = tally or Tally(), None
+        try:
+            with self._counting(count or 0) as advance:
+                for path, outcome in outcomes:
+                    tally.count(outcome)
+                    if isinstance(outcome, BrokenPipe):
+                        raise outcome
+                    if isinstance(outcome, AicError):
+                        self._failed(path, outcome)
+                        failure = outcome
+                    else:
+                        self._done(path, outcome)
+                    advance()
+        except AicError as fault:
+            if count is None and tally.done + tally.failed and not isinstance(fault, BrokenPipe):
+                self._sum_up(tally)
+            raise
+        total = tally.done + tally.skipped + tally.failed
+        if self.summary and (count is None or count > 1):
+            self._sum_up(tally)
+        if failure and total == 1:
+            raise click.exceptions.Exit(failure.exit_code)
+        if tally.failed:
+            raise BatchError(f"{tally.failed} of {total} files failed")
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[float], None] | None]:
@@ -112,24 +126,16 @@ class Reporter:
         if not (self.as_json and self.json_err):
             self._say(f"aic: {path}: {error}", err=True)
 
-    def _sum_up(self, rows: list[Row], failed: int) -> None:
-        skipped = sum("skipped" in row for row in rows)
-        total = {
-            "done": len(rows) - skipped,
-            "skipped": skipped,
-            "failed": failed,
-            "input_bytes": sum(row.get("input_bytes", 0) for row in rows),
-            "output_bytes": sum(row.get("output_bytes", 0) for row in rows),
-            "seconds": round(time.perf_counter() - self.started, 3),
-        }
+    def _sum_up(self, tally: Tally) -> None:
+        tally.seconds = round(time.perf_counter() - self.started, 3)
         if self.as_json:
-            self._say(json.dumps({"summary": total}), err=self.json_err)
+            self._say(json.dumps({"summary": asdict(tally)}), err=self.json_err)
         elif not self.quiet:
-            line = f"{_files(len(rows) - skipped)} done"
-            line += f", {skipped} skipped" if skipped else ""
-            line += f", {failed} failed" if failed else ""
-            sizes = f"{_size(total['input_bytes'])} -> {_size(total['output_bytes'])}"
-            self._say(f"{line}: {sizes}, {total['seconds']:.1f} s", err=True)
+            line = f"{_files(tally.done)} done"
+            line += f", {tally.skipped} skipped" if tally.skipped else ""
+            line += f", {tally.failed} failed" if tally.failed else ""
+            sizes = f"{_size(tally.input_bytes)} -> {_size(tally.output_bytes)}"
+            self._say(f"{line}: {sizes}, {tally.seconds:.1f} s", err=True)
 
     @contextmanager
     def _counting(self, count: int) -> Iterator[Callable[[], None]]:
