@@ -184,7 +184,7 @@ def test_metadata(distributions):
     assert (metadata["Name"], metadata["Version"]) == ("aiocodec", aiocodec.__version__)
     assert metadata["License-Expression"] == "MIT" and licence == (ROOT / "LICENSE").read_bytes()
     assert metadata["Requires-Python"] == ">=3.10"
-    extras = {"light", "torch", "train", "evaluate", "heif", "jxl", "raw", "dev", "fuzz"}
+    extras = {"light", "torch", "train", "evaluate", "heif", "jxl", "raw", "ray", "dev", "fuzz"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not [line for line in needed if line.startswith("torch")]
