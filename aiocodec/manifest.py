@@ -206,9 +206,12 @@ class RunManifest:
             self._new = []
 
     def tidy(self) -> None:
-        """Leave one row for each picture, in few files; OutputError where that cannot be done."""
+        """Leave one row for each picture, in few files, and nothing temporary; OutputError where that
+        cannot be done."""
         self.flush()
         try:
+            with suppress(FileNotFoundError):
+                self.scratch.remove()
             names = _parts(self.folder)
             if len(names) > 1:
                 self._merge(names)

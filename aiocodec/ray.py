@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -67,18 +68,16 @@ if TYPE_CHECKING:
 class Fleet:
     """How the cluster is used."""
 
-    address: str | None = None  # "auto" or host:port; None: that of ray.init, or this machine alone
-    workers: int | None = (
-        None  # actors, at least 1; None: as many as fit into the cluster at the start
-    )
+    address: str | None = None  # "auto", "local" or host:port; None: $RAY_ADDRESS, or "local"
+    workers: int | None = None  # actors, at least 1; None: as many as fit into the cluster as it is
     gpus: float | None = (
-        None  # of an actor; None: 1 for the device "cuda", and where the cluster has any
+        None  # of each; None: 1 with the device "cuda", or where the cluster has any
     )
-    memory: int = 2 << 30  # bytes that an actor reserves for pictures of up to `large` pixels
+    memory: int = 3 << 29  # bytes that an actor reserves, twice as many where there is effort
     large: int = (
-        1 << 24
-    )  # pixels from which on a picture waits for actors that reserve `large_memory`
-    large_memory: int = 6 << 30  # bytes; less where no machine has as many
+        1 << 25
+    )  # pixels of a picture from which on it waits for actors with `large_memory`
+    large_memory: int = 6 << 30  # bytes that these reserve; less where no machine has as many
     attempts: int = 3  # how often a picture is begun before the death of its process is its fault
     patience: float = 60.0  # seconds that a file system which fails is waited for
     segment: int = 2000  # pictures of a dataset for each actor; the driver remembers no more
@@ -211,9 +210,9 @@ class _Sources:
     def jobs(self) -> Iterator[_Job]:
         """A job for each picture, in the order of the sources and of the names in a folder. Where the name
         of an output is taken, as that of a.png is by a.jpg before it, the job has a fault."""
-        suffixes, taken = self.work.suffixes(), dict[str, str]()
+        suffixes = self.work.suffixes()
+        taken: dict[str, dict[str, str]] = {}  # for each folder its outputs, and what they are of
         for root, (place, single) in enumerate(zip(self.places, self.singles, strict=True)):
-            folder = ""
             for entry in self._entries(place, single):
                 if entry.fault is not None:
                     fault = self.work.unreadable(f"cannot be read: {entry.fault}")
@@ -222,17 +221,24 @@ class _Sources:
                 stem, suffix = os.path.splitext(entry.name)
                 if not single and suffix.lower() not in suffixes:
                     continue
-                if len(self.places) == 1 and entry.name.rpartition("/")[0] != folder:
-                    folder = entry.name.rpartition("/")[0]
-                    taken.clear()  # names of other folders are other names
+                folder = entry.name.rpartition("/")[0]
+                if folder not in taken and len(self.places) == 1:  # it has left those beside it
+                    taken = {
+                        name: taken[name]
+                        for name in taken
+                        if not name or f"{folder}/".startswith(f"{name}/")
+                    }
                 source = str(place if single else place / entry.name)
                 target = stem + self.work.output_suffix()
-                first = taken.setdefault(target, source)
+                first = taken.setdefault(folder, {}).get(target)
+                if first == source:  # it was given twice
+                    continue
+                taken[folder].setdefault(target, source)
                 clash = f"its output {target} is also that of another input, {first}"
                 yield _Job(
                     source,
                     target,
-                    None if first == source else OutputError(clash),
+                    OutputError(clash) if first else None,
                     root=root,
                     name="" if single else entry.name,
                     size=entry.size,
@@ -442,6 +448,9 @@ def run(
     Close a generator that is not used up, so that no actor stays.
     """
     fleet, tally = fleet or Fleet(), tally if tally is not None else Tally()
+    for library in ("ray", "pyarrow"):
+        if find_spec(library) is None:
+            raise as_aic_error(ModuleNotFoundError(name=library))
     _check_address(fleet.address)
     sources = _Sources.of(source, work, filesystem)
     try:
@@ -460,12 +469,13 @@ def run(
         pipeline = _Pipeline(fleet, work, sources, record, tally)
         fresh = pipeline.fresh()
         first = list(islice(fresh, 1))  # where there is nothing to do, no cluster is needed for it
-        if first:
-            with _cluster(fleet, work.threads or 1):
-                try:
+        try:
+            if first:
+                with _cluster(fleet, work.threads or 1):
                     yield from pipeline.outcomes(chain(first, fresh))
-                finally:
-                    record.flush()
+            yield from pipeline.faults()
+        finally:
+            record.flush()
         record.tidy()
 
 
@@ -514,17 +524,20 @@ class _Pipeline:
     tally: Tally
     again: list[_Job] = field(default_factory=list)  # jobs without a row: what they were on died
     large: list[_Job] = field(default_factory=list)  # jobs that small actors have refused
+    faulty: list[_Job] = field(default_factory=list)  # jobs that need not be begun
 
     def outcomes(self, fresh: Iterator[_Job]) -> Iterator[tuple[str, Row | AicError]]:
         """What comes of each job."""
         limit = min(self.work.max_pixels, self.fleet.large)
-        small = self._lane(
-            dataclasses.replace(self.work, max_pixels=limit), self.fleet.memory, self.fleet.block
-        )
+        work = dataclasses.replace(self.work, max_pixels=limit)
+        searches = isinstance(work, Encode) and work.effort > 0
+        memory = self.fleet.memory * (2 if searches else 1)
+        small = self._lane(work, memory, self.fleet.block)
         while True:
             size = self.fleet.segment * small.workers
             jobs, self.again = self.again, []
             jobs += islice(fresh, max(0, size - len(jobs)))
+            yield from self.faults()
             yield from self._segment(jobs, small)
             if len(self.large) >= size or not (jobs or self.again):
                 if not self.large:
@@ -539,7 +552,19 @@ class _Pipeline:
             todo, done, failed = self.record.sift(jobs)
             self.tally.skipped += done
             self.tally.failed += failed
-            yield from todo
+            for job in todo:
+                if job.fault is None:
+                    yield job
+                else:
+                    self.faulty.append(job)
+
+    def faults(self) -> Iterator[tuple[str, Row | AicError]]:
+        """What is known beforehand of jobs that were listed."""
+        jobs, self.faulty = self.faulty, []
+        for job in jobs:
+            fault = job.fault
+            assert fault is not None
+            yield self._told(job, {"error": str(fault), "exit_code": fault.exit_code})
 
     def _lane(self, work: Work, memory: int, block: int) -> _Lane:
         """Actors for this work in the cluster as it is now; ClusterError where not one fits."""
@@ -568,13 +593,9 @@ class _Pipeline:
         """Do these jobs as far as nothing dies; those without an outcome are kept for later."""
         from ray.exceptions import RayError
 
-        waiting = {index: job for index, job in enumerate(jobs) if job.fault is None}
-        for job in jobs:
-            if job.fault is not None:
-                fault = job.fault
-                yield self._told(job, {"error": str(fault), "exit_code": fault.exit_code})
-        if not waiting:
+        if not jobs:
             return
+        waiting = dict(enumerate(jobs))
         try:
             for index, row in self._dataset(waiting, lane):
                 if index not in waiting:  # it was done twice, and counts once
@@ -690,12 +711,9 @@ def _check_address(address: str | None) -> None:
 @contextmanager
 def _cluster(fleet: Fleet, threads: int) -> Iterator[None]:
     """Ray, as it is initialised already, or else until the end of the block."""
-    try:
-        with signals.held():
-            import ray
-            import ray.data
-    except ImportError as fault:
-        raise as_aic_error(fault) from None
+    with signals.held():
+        import ray
+        import ray.data
     if ray.is_initialized():
         yield
         return

@@ -13,7 +13,7 @@ from aiocodec.batch import RUNTIMES, Decode, Encode, Job, Row, Tally, Work, guar
 from aiocodec.cli.options import EPILOG, FILE_NAME, SIZE, STRIPS, Optional, coding_options
 from aiocodec.cli.report import Reporter
 from aiocodec.config import DEFAULT_EFFORT, DEFAULT_QUALITY, MAX_EFFORT
-from aiocodec.errors import AicError, OutputError, as_aic_error
+from aiocodec.errors import AicError, OutputError
 from aiocodec.files import identity, is_stdout, is_stream
 from aiocodec.loading import loading
 
@@ -247,13 +247,11 @@ def _distribute(
     """What both commands do with their files on a cluster."""
     if stream := next(filter(is_stream, paths), None):
         raise click.UsageError(f"{stream} has no name, and cannot be distributed")
-    try:
-        from aiocodec.ray import Fleet, run
-    except ImportError as fault:
-        raise as_aic_error(fault) from None
+    from aiocodec import ray
+
     quiet, tally = not os.environ.get("AIC_DEBUG"), Tally()
-    fleet = Fleet(address=address or None, workers=workers, retry=retry, quiet=quiet)
-    with closing(run(paths, out_dir, work, fleet, tally=tally)) as outcomes:
+    fleet = ray.Fleet(address=address or None, workers=workers, retry=retry, quiet=quiet)
+    with closing(ray.run(paths, out_dir, work, fleet, tally=tally)) as outcomes:
         reporter.report(outcomes, None, tally)
 
 
