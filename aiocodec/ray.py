@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -409,7 +410,8 @@ class _Coder:
             attempts += 1
             process = self._process or batch.Worker(self._task)
             if self._process is None:
-                process.start()
+                with _main_hidden():
+                    process.start()
                 self._process = process
             process.take(0, job)
             while (outcome := process.answer()) is None:
@@ -424,6 +426,19 @@ class _Coder:
             return {"error": str(outcome), "exit_code": outcome.exit_code, "attempts": attempts}
         assert outcome is not None
         return {**outcome, "exit_code": 0, "attempts": attempts}
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """A block in which processes are started that do not run the main module of this one: it is Ray's, and
+    takes a second and 60 MB."""
+    main = sys.modules["__main__"].__dict__
+    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 # --------------------------------------------------------------------------- the driver
@@ -661,7 +676,9 @@ class _Pipeline:
                 batch_size=1,  # of the jobs of a block; with GPUs Ray Data asks for a number
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(
-                    min_size=1, max_size=lane.workers, initial_size=lane.fitting
+                    min_size=1,
+                    max_size=lane.workers,
+                    initial_size=min(lane.fitting, len(blocks)),
                 ),
                 num_cpus=lane.work.threads or 1,
                 num_gpus=lane.gpus or None,
