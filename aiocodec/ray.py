@@ -433,7 +433,8 @@ def _main_hidden() -> Iterator[None]:
     """A block in which processes are started that do not run the main module of this one: it is Ray's, and
     takes a second and 60 MB."""
     main = sys.modules["__main__"].__dict__
-    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    names = ("__file__", "__spec__")
+    hidden: dict[str, Any] = {name: main.pop(name) for name in names if name in main}
     main["__spec__"] = None
     try:
         yield
