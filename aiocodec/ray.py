@@ -216,8 +216,8 @@ class _Sources:
         for root, (place, single) in enumerate(zip(self.places, self.singles, strict=True)):
             for entry in self._entries(place, single):
                 if entry.fault is not None:
-                    fault = self.work.unreadable(f"cannot be read: {entry.fault}")
-                    yield _Job(str(place / entry.name), "", fault, root=root, name=entry.name)
+                    why = self.work.unreadable(f"cannot be read: {entry.fault}")
+                    yield _Job(str(place / entry.name), "", why, root=root, name=entry.name)
                     continue
                 stem, suffix = os.path.splitext(entry.name)
                 if not single and suffix.lower() not in suffixes:
@@ -236,10 +236,16 @@ class _Sources:
                     continue
                 taken[folder].setdefault(target, source)
                 clash = f"its output {target} is also that of another input, {first}"
+                fault: AicError | None = OutputError(clash) if first else None
+                if not entry.name.isascii() and _escaped(source) != source:
+                    source, target = _escaped(source), _escaped(target)
+                    fault = self.work.unreadable(
+                        "its name is not UTF-8, which no manifest can have"
+                    )
                 yield _Job(
                     source,
                     target,
-                    OutputError(clash) if first else None,
+                    fault,
                     root=root,
                     name="" if single else entry.name,
                     size=entry.size,
@@ -253,6 +259,11 @@ class _Sources:
             return [place.entry()]
         except OSError as fault:
             return [Entry(place.name, -1, 0, sentence(fault))]
+
+
+def _escaped(name: str) -> str:
+    """A name with escapes for what UTF-8 does not have."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 # --------------------------------------------------------------------------- in the processes of actors
@@ -281,7 +292,8 @@ class _Task:
         root, target = self.sources[job.root], self.destination / job.target
         place = root / job.name if job.name else root
         try:
-            coded, row = self.work.code(lambda: self._read(place, root), job.target)
+            around = root if job.name else root.parent
+            coded, row = self.work.code(lambda: self._read(place, around), job.target)
         except (RuntimeMissing, ModelError) as fault:
             if isinstance(self.work, Decode) and not isinstance(fault, RuntimeMissing):
                 raise  # it is the file that is of another model
@@ -294,7 +306,7 @@ class _Task:
         }
         return row
 
-    def _read(self, place: Place, root: Place) -> bytes:
+    def _read(self, place: Place, source: Place) -> bytes:
         """The bytes of an input. Where its source fails as a whole, that is waited for, and then _Stop."""
 
         def read() -> bytes:
@@ -302,7 +314,7 @@ class _Task:
                 return self.work.read_of(file, regular=True)
 
         def look() -> None:
-            if root.status() == "missing":
+            if source.status() == "missing":
                 raise ConnectionError("it is gone")
 
         for last in (False, True):
@@ -312,7 +324,7 @@ class _Task:
                 try:
                     patiently(look, self.patience)
                 except OSError as why:
-                    message = f"{root} cannot be read any more: {sentence(why)}"
+                    message = f"{source} cannot be read any more: {sentence(why)}"
                     raise _Stop(message, self.work.unreadable.exit_code) from None
                 if last:
                     raise self.work.unreadable(f"cannot be read: {sentence(fault)}") from None

@@ -246,6 +246,15 @@ def test_an_output_is_of_one_picture_alone(tmp_path):
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_name_that_no_manifest_can_have_is_a_fault(tmp_path):
+    tree(tmp_path / "in", "é.png")
+    os.rename(tmp_path / "in" / "é.png", os.fsencode(tmp_path) + b"/in/\xe9.png")
+    tree(tmp_path / "in", "é.png")
+    (bad, good) = sorted(jobs(Encode(), tmp_path / "in"))
+    assert "UTF-8" in bad[2] and bad[0].endswith("\\udce9.png") and good[2] is None
+
+
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root reads all")
 def test_a_folder_that_cannot_be_read_is_told(tmp_path):
     tree(tmp_path / "in", "a.png", "b/c.png")
