@@ -149,10 +149,12 @@ class RunManifest:
         try:
             self._check(force)
             self._take_lock()
-            text = json.dumps(settings, sort_keys=True, indent=1).encode()
-            (self.folder / SETTINGS).publish(text, self.scratch)
             with suppress(FileNotFoundError):
                 self.scratch.remove()  # what a run that was killed has left
+            if destination.local:
+                os.makedirs(self.scratch.path)
+            text = json.dumps(settings, sort_keys=True, indent=1).encode()
+            (self.folder / SETTINGS).publish(text, self.scratch)
             self._read()
         except OSError as fault:
             self.close()
@@ -210,11 +212,11 @@ class RunManifest:
         cannot be done."""
         self.flush()
         try:
-            with suppress(FileNotFoundError):
-                self.scratch.remove()
             names = _parts(self.folder)
             if len(names) > 1:
                 self._merge(names)
+            with suppress(FileNotFoundError):
+                self.scratch.remove()
         except OSError as fault:
             raise OutputError(f"{self.folder} cannot be tidied: {sentence(fault)}") from None
         self._new = []

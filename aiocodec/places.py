@@ -200,14 +200,16 @@ class Place:
 
     def publish(self, data: bytes, scratch: "Place") -> None:
         """Write this file, replacing what there is, and the folders around it; it is there in whole or as
-        it was before. Temporary files lie in the folder `scratch` of the same file system.
+        it was before. Temporary files lie in the folder `scratch` of the same file system, which must be
+        there where it is of this machine's own: a file system that is not mounted any more has none, and
+        nothing is made in the place where it was.
 
         Raises OutputError where that cannot be done.
         """
         try:
             if self.local:
+                os.stat(scratch.path)
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
-                os.makedirs(scratch.path, exist_ok=True)
             elif _STORES & set(re.findall("[a-z0-9]+", self._pyarrow.type_name)):
                 self._store(data)
             else:
