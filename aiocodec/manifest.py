@@ -242,8 +242,9 @@ class RunManifest:
         except FileNotFoundError:
             if force or self.destination.status() == "missing":
                 return
-            if next(self.destination.walk(), None) is None:
-                return
+            found = (entry.name for entry in self.destination.walk())
+            if all(name.startswith(f"{FOLDER}/") for name in found):
+                return  # it is ours: a run was killed when it had hardly begun
             raise OutputError(
                 f"{self.destination} has files and no manifest; give an empty folder, or --force to "
                 "replace what gets in the way"
