@@ -351,8 +351,12 @@ def patiently(action: Callable[[], T], patience: float) -> T:
 
 
 def _parts(folder: Place) -> list[str]:
-    """The names of the files of a manifest, the first that was stored first; OSError without a folder."""
-    return [entry.name for entry in folder.walk() if entry.name.endswith(".parquet")]
+    """The names of the files of a manifest, the first that was stored first; OSError where their folder
+    cannot be listed."""
+    entries = list(folder.walk())
+    if entries and entries[0].name == ".":
+        raise OSError(entries[0].fault)
+    return [entry.name for entry in entries if entry.name.endswith(".parquet")]
 
 
 def _table(folder: Place, name: str, columns: list[str] | None = None) -> Any:
