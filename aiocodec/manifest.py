@@ -204,21 +204,15 @@ class RunManifest:
         self._new.append(self._store(pa.Table.from_pylist(self._rows, schema())))
         self._rows, self._since = [], 0.0
         if len(self._new) >= FEW:
-            self._merge(self._new)
+            with suppress(OSError):  # they are stored; `tidy` is patient
+                self._merge(self._new)
             self._new = []
 
     def tidy(self) -> None:
         """Leave one row for each picture, in few files, and nothing temporary; OutputError where that
         cannot be done."""
         self.flush()
-        try:
-            names = _parts(self.folder)
-            if len(names) > 1:
-                self._merge(names)
-            with suppress(FileNotFoundError):
-                self.scratch.remove()
-        except OSError as fault:
-            raise OutputError(f"{self.folder} cannot be tidied: {sentence(fault)}") from None
+        patiently(self._tidy, self.patience)
         self._new = []
 
     def close(self) -> None:
@@ -276,6 +270,16 @@ class RunManifest:
         except BlockingIOError:
             self.close()
             raise OutputError(f"another run is at work on {self.destination}") from None
+
+    def _tidy(self) -> None:
+        try:
+            names = _parts(self.folder)
+            if len(names) > 1:
+                self._merge(names)
+            with suppress(FileNotFoundError):
+                self.scratch.remove()
+        except OSError as fault:
+            raise OutputError(f"{self.folder} cannot be tidied: {sentence(fault)}") from None
 
     def _read(self) -> None:
         """Learn what is done."""
