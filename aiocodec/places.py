@@ -137,6 +137,14 @@ class Place:
         kind = self._pyarrow.get_file_info(self.path).type
         return {FileType.NotFound: "missing", FileType.Directory: "folder"}.get(kind, "file")
 
+    def gone(self) -> bool:
+        """Whether nothing is here: no file, and no folder with anything in it, as where a file system is not
+        mounted any more; OSError where it cannot be told."""
+        if self.local and os.path.isdir(self.path):
+            with os.scandir(self.path) as children:
+                return next(children, None) is None
+        return self.status() == "missing"
+
     def entry(self) -> Entry:
         """What is known of this file; OSError where there is none."""
         if self.local:

@@ -314,7 +314,7 @@ class _Task:
                 return self.work.read_of(file, regular=True)
 
         def look() -> None:
-            if source.status() == "missing":
+            if source.gone():
                 raise ConnectionError("it is gone")
 
         for last in (False, True):
