@@ -149,10 +149,10 @@ class RunManifest:
         try:
             self._check(force)
             self._take_lock()
-            with suppress(FileNotFoundError):
-                self.scratch.remove()  # what a run that was killed has left
+            with suppress(OSError):  # what a run that was killed has left, and may still be at for a moment
+                self.scratch.remove()
             if destination.local:
-                os.makedirs(self.scratch.path)
+                os.makedirs(self.scratch.path, exist_ok=True)
             text = json.dumps(settings, sort_keys=True, indent=1).encode()
             (self.folder / SETTINGS).publish(text, self.scratch)
             self._read()
