@@ -14,6 +14,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -155,10 +156,11 @@ class Place:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
         return _entry(self.name, info)
 
-    def walk(self) -> Iterator[Entry]:
-        """The files in this folder and below, sorted within each folder; nothing whose name begins with a
-        dot, and no links to folders. A folder that cannot be read is an entry with a fault."""
-        waiting: list[tuple[str, Entry | None]] = [("", None)]
+    def walk(self, below: str = "") -> Iterator[Entry]:
+        """The files in this folder, or in the folder `below` in it, and further below, sorted within each
+        folder; nothing whose name begins with a dot, and no links to folders. A folder that cannot be read is
+        an entry with a fault."""
+        waiting: list[tuple[str, Entry | None]] = [(below, None)]
         while waiting:
             name, entry = waiting.pop()
             if entry is not None:
@@ -182,9 +184,10 @@ class Place:
                     if child.is_dir(follow_symlinks=False):
                         yield lead + child.name, None
                     elif child.is_file():
-                        status = child.stat()
-                        entry = Entry(lead + child.name, status.st_size, status.st_mtime_ns // 1000)
-                        yield entry.name, entry
+                        with suppress(FileNotFoundError):  # it was deleted at this moment
+                            status = child.stat()
+                            modified = status.st_mtime_ns // 1000
+                            yield (name := lead + child.name), Entry(name, status.st_size, modified)
             return
         from pyarrow.fs import FileSelector
 

@@ -189,9 +189,10 @@ class _Sources:
     places: tuple[Place, ...]
     work: Work
     singles: tuple[bool, ...]  # which places are files
+    patience: float = 0.0  # seconds that a source which is gone is waited for
 
     @classmethod
-    def of(cls, source: Any, work: Work, filesystem: Any) -> "_Sources":
+    def of(cls, source: Any, work: Work, filesystem: Any, patience: float = 0.0) -> "_Sources":
         """Raises the error of unreadable inputs for what is not there."""
         given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
         places, singles = [], []
@@ -206,11 +207,14 @@ class _Sources:
                 raise work.unreadable(f"{place} cannot be read: there is no such file or folder")
             places.append(place)
             singles.append(status == "file")
-        return cls(tuple(places), work, tuple(singles))
+        return cls(tuple(places), work, tuple(singles), patience)
 
     def jobs(self) -> Iterator[_Job]:
         """A job for each picture, in the order of the sources and of the names in a folder. Where the name
-        of an output is taken, as that of a.png is by a.jpg before it, the job has a fault."""
+        of an output is taken, as that of a.png is by a.jpg before it, the job has a fault.
+
+        Raises the error of unreadable inputs where a source is gone, and stays away.
+        """
         suffixes = self.work.suffixes()
         taken: dict[str, dict[str, str]] = {}  # for each folder its outputs, and what they are of
         for root, (place, single) in enumerate(zip(self.places, self.singles, strict=True)):
@@ -254,11 +258,34 @@ class _Sources:
 
     def _entries(self, place: Place, single: bool) -> Iterable[Entry]:
         if not single:
-            return place.walk()
+            return self._walk(place)
         try:
             return [place.entry()]
         except OSError as fault:
             return [Entry(place.name, -1, 0, sentence(fault))]
+
+    def _walk(self, place: Place, below: str = "", again: bool = False) -> Iterator[Entry]:
+        """What `Place.walk` gives. A folder that cannot be listed is listed `again` when the source is there."""
+        for entry in place.walk(below):
+            if entry.fault is None or (again and entry.name == (below or ".")):
+                yield entry
+                continue
+            try:
+                _wait_for(place, self.patience)
+            except OSError as why:
+                message = f"{place} cannot be read any more: {sentence(why)}"
+                raise self.work.unreadable(message) from None
+            yield from self._walk(place, "" if entry.name == "." else entry.name, again=True)
+
+
+def _wait_for(folder: Place, patience: float) -> None:
+    """Return when there is something in a folder of pictures; OSError where it stays away for so long."""
+
+    def look() -> None:
+        if folder.gone():
+            raise ConnectionError("it is gone")
+
+    patiently(look, patience)
 
 
 def _escaped(name: str) -> str:
@@ -313,16 +340,12 @@ class _Task:
             with place.open() as file:
                 return self.work.read_of(file, regular=True)
 
-        def look() -> None:
-            if source.gone():
-                raise ConnectionError("it is gone")
-
         for last in (False, True):
             try:
                 return patiently(read, self.patience)
             except OSError as fault:
                 try:
-                    patiently(look, self.patience)
+                    _wait_for(source, self.patience)
                 except OSError as why:
                     message = f"{source} cannot be read any more: {sentence(why)}"
                     raise _Stop(message, self.work.unreadable.exit_code) from None
@@ -480,7 +503,7 @@ def run(
         if find_spec(library) is None:
             raise as_aic_error(ModuleNotFoundError(name=library))
     _check_address(fleet.address)
-    sources = _Sources.of(source, work, filesystem)
+    sources = _Sources.of(source, work, filesystem, fleet.patience)
     try:
         place = Place.of(destination, filesystem)
     except (OSError, ValueError) as fault:

@@ -18,7 +18,7 @@ from aiocodec import manifest
 from aiocodec.errors import ImageError, OutputError
 from aiocodec.manifest import RunManifest
 from aiocodec.places import Place
-from aiocodec.ray import _Job, _Stop, _Task, read_manifest
+from aiocodec.ray import _Job, _Sources, _Stop, _Task, read_manifest
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs the signals of POSIX")
@@ -301,6 +301,41 @@ def test_a_folder_that_nothing_is_mounted_at_any_more_is_waited_for(task, tmp_pa
     assert not list(place.iterdir())
     threading.Timer(0.5, aside.rename, (place,)).start()
     assert task.run(todo)["output"] == str(tmp_path / "out" / todo.target)
+
+
+def test_a_source_that_is_gone_while_it_is_listed_is_waited_for(tmp_path):
+    source, aside = pictures(tmp_path / "in", 20), tmp_path / "aside"
+    jobs = _Sources.of(source, fleet.Stand(), None, 2.0).jobs()
+    first = next(jobs)
+    source.rename(aside)
+    threading.Timer(0.5, aside.rename, (source,)).start()
+    found = [first, *jobs]
+    assert sorted(job.source for job in found) == sorted(map(str, source.rglob("*.png")))
+    assert not any(job.fault for job in found)
+    jobs = _Sources.of(source, fleet.Stand(), None, 0.5).jobs()
+    next(jobs)
+    source.rename(aside)
+    with pytest.raises(ImageError, match="cannot be read any more: it is gone"):
+        list(jobs)
+
+
+def test_a_folder_can_be_listed_while_files_are_deleted(tmp_path):
+    over, folder = threading.Event(), Place.of(tmp_path)
+
+    def change():
+        while not over.is_set():
+            for name in "abcdefgh":
+                (tmp_path / name).write_bytes(b"")
+            for name in "abcdefgh":
+                (tmp_path / name).unlink()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert not [entry for _ in range(2000) for entry in folder.walk() if entry.fault]
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("single", [False, True])
