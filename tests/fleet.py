@@ -282,6 +282,11 @@ class Cluster:
             kill(process.process.pid)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def kill_head(self, what):
+        """Kill a process of the head, "raylet" or "gcs_server"."""
+        for process in self._cluster.head_node.all_processes[what]:
+            kill(process.process.pid)
+
     def close(self):
         """Stop everything."""
         try:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -152,6 +152,30 @@ def test_whatever_is_killed_sixty_times(cluster, tmp_path):
     assert kills >= 60
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("AIC_SLOW" not in os.environ, reason="takes a minute: set AIC_SLOW to run it")
+@pytest.mark.parametrize("what", ["raylet", "gcs_server"])
+def test_the_head_takes_the_driver_along_and_the_next_run_goes_on(tmp_path, out, what):
+    source, log = pictures(tmp_path / "in", 60), tmp_path / "log"
+    often = {"FLUSH_ROWS": 3}
+    with (
+        closing(fleet.Cluster()) as lost,
+        Driver(lost, source, out, stand={"pause": 0.3}, manifest=often) as driver,
+    ):
+        eventually(lambda: done(out))
+        lost.kill_head(what)
+        assert driver.wait()[0]  # Ray ends the process, and says nothing
+        eventually(lambda: not driver.coding())
+    recorded = done(out)
+    with (
+        closing(fleet.Cluster()) as found,
+        Driver(found, source, out, stand={"log": str(log)}) as driver,
+    ):
+        assert driver.wait() == (0, "")
+    assert not recorded & set(begun(log))
+    everything_is_done(source, out)
+
+
 def test_a_node_that_does_not_come_back_is_done_without(cluster, tmp_path, out):
     source = pictures(tmp_path / "in", 60)
     with Driver(cluster, source, out, stand={"pause": 0.1}) as driver:
@@ -230,7 +254,8 @@ def test_folders_that_are_gone_are_waited_for_and_then_the_next_run_goes_on(clus
         log.write_bytes(b"")
         recorded, before = done(out), len(outputs(out))
         stand = {"pause": 0.15, "log": str(log)}
-        with Driver(cluster, source, out, stand=stand, **options) as driver:
+        often = {"FLUSH_ROWS": 3}
+        with Driver(cluster, source, out, stand=stand, manifest=often, **options) as driver:
             eventually(lambda: len(outputs(out)) > before + 5)
             for folder in folders:
                 folder.rename(f"{folder}-aside")
