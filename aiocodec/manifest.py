@@ -261,7 +261,7 @@ class RunManifest:
             import fcntl
         except ImportError:  # Windows
             return
-        if not os.path.isdir(self.destination.path):
+        with suppress(FileExistsError):
             os.mkdir(self.destination.path)
         os.makedirs(self.folder.path, exist_ok=True)
         self._lock = open((self.folder / LOCK).path, "ab")  # noqa: SIM115 (as long as the run)

@@ -465,6 +465,29 @@ def test_a_manifest_that_cannot_be_listed_is_not_an_empty_one(out, monkeypatch):
         recorded(out)
 
 
+def test_of_runs_that_begin_at_once_one_is_at_work(out):
+    begin, came = threading.Barrier(8), []
+
+    def run(folder):
+        begin.wait()
+        try:
+            came.append(recorded(folder))
+        except OutputError as error:
+            came.append(str(error))
+
+    for attempt in range(20):
+        folder = out.with_name(f"out-{attempt}")
+        threads = [threading.Thread(target=run, args=(folder,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ((record,), refused) = [[x for x in came if isinstance(x, str) == kind] for kind in (0, 1)]
+        record.close()
+        assert set(refused) == {f"another run is at work on {folder}"}
+        came.clear()
+
+
 def test_what_is_left_of_a_run_that_was_killed_keeps_no_other_from_beginning(out):
     """Its processes write for a moment still."""
     over = threading.Event()
