@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from aiocodec.errors import OutputError
-from aiocodec.places import Place, passing, sentence
+from aiocodec.places import Place, patiently, sentence
 
 FOLDER = "manifest.parquet"  # in the destination
 SCRATCH = "_writing"  # in it: files that are not yet whole; readers of Parquet leave out what begins with "_"
@@ -51,7 +51,6 @@ class Known(Protocol):
 
 
 K = TypeVar("K", bound=Known)
-T = TypeVar("T")
 
 
 def schema() -> Any:
@@ -149,7 +148,9 @@ class RunManifest:
         try:
             self._check(force)
             self._take_lock()
-            with suppress(OSError):  # what a run that was killed has left, and may still be at for a moment
+            with suppress(
+                OSError
+            ):  # what a run that was killed has left, and may still be at for a moment
                 self.scratch.remove()
             if destination.local:
                 os.makedirs(self.scratch.path, exist_ok=True)
@@ -336,22 +337,6 @@ class RunManifest:
         place, data = self.folder / name, sink.getvalue().to_pybytes()
         patiently(lambda: place.publish(data, self.scratch), self.patience)
         return name
-
-
-def patiently(action: Callable[[], T], patience: float) -> T:
-    """Do it, and again, ever later, for so many seconds where an OSError that may pass or an OutputError
-    comes of it. In the end that is raised."""
-    end, pause = time.monotonic() + patience, 0.25
-    while True:
-        try:
-            return action()
-        except (OSError, OutputError) as fault:
-            if isinstance(fault, OSError) and not passing(fault):
-                raise
-            if time.monotonic() + pause > end:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
 
 
 def _parts(folder: Place) -> list[str]:

@@ -52,8 +52,8 @@ from aiocodec.errors import (
     as_aic_error,
 )
 from aiocodec.image import no_standard_error
-from aiocodec.manifest import RunManifest, patiently
-from aiocodec.places import Entry, Place, sentence, without_secrets
+from aiocodec.manifest import RunManifest
+from aiocodec.places import Entry, Place, patiently, sentence, without_secrets
 
 __all__ = ["Fleet", "Tally", "decode", "encode", "read_manifest", "run"]
 
