@@ -119,11 +119,9 @@ class RunManifest:
     settings: Row  # what decides the bytes of outputs
     patience: float = 60.0  # seconds that a destination which fails is waited for
     retried: frozenset[int] = frozenset({5, 7})  # exit codes of rows that are tried again
-    failed: int = (
-        0  # pictures of these settings, before this run, that failed and are not tried again
-    )
-    _done: Any = None  # sorted keys of 16 bytes of what need not be done
-    _rows: list[Row] = field(default_factory=list)
+    _done: Any = None  # sorted keys of 16 bytes of what was done
+    _failed: Any = None  # the same of what has failed and is not tried again
+    _rows: dict[str, Row] = field(default_factory=dict)  # those that wait to be stored, by path
     _since: float = 0.0  # when the first of them came
     _new: list[str] = field(default_factory=list)  # files of this run that are not merged
     _lock: Any = None
@@ -146,20 +144,26 @@ class RunManifest:
         retried = frozenset(range(1, 256)) if retry else cls.retried
         self = cls(destination, settings, patience, retried)
         try:
+            str(destination).encode()  # rows name it
             self._check(force)
-            self._take_lock()
-            with suppress(
-                OSError
-            ):  # what a run that was killed has left, and may still be at for a moment
+            if self._take_lock():
+                self._check(force)  # somebody else may have been the first
+            # What a run that was killed has left, and may still be at for a moment.
+            with suppress(OSError):
                 self.scratch.remove()
             if destination.local:
                 os.makedirs(self.scratch.path, exist_ok=True)
             text = json.dumps(settings, sort_keys=True, indent=1).encode()
             (self.folder / SETTINGS).publish(text, self.scratch)
             self._read()
-        except OSError as fault:
+        except UnicodeEncodeError:
+            raise OutputError("the name of the destination is not UTF-8") from None
+        except (OSError, ValueError) as fault:
             self.close()
             raise OutputError(f"{destination} cannot be used: {sentence(fault)}") from None
+        except BaseException:
+            self.close()
+            raise
         return self
 
     @property
@@ -192,7 +196,7 @@ class RunManifest:
             "settings": settings_key(self.settings),
             "finished": int(1e6 * now),
         }
-        self._rows.append({**row, **known})
+        self._rows[job.path] = {**row, **known}
         if len(self._rows) >= FLUSH_ROWS or now - self._since >= FLUSH_SECONDS:
             self.flush()
 
@@ -202,10 +206,10 @@ class RunManifest:
             return
         import pyarrow as pa
 
-        self._new.append(self._store(pa.Table.from_pylist(self._rows, schema())))
-        self._rows, self._since = [], 0.0
+        self._new.append(self._store(pa.Table.from_pylist([*self._rows.values()], schema())))
+        self._rows, self._since = {}, 0.0
         if len(self._new) >= FEW:
-            with suppress(OSError):  # they are stored; `tidy` is patient
+            with suppress(OSError, ValueError):  # they are stored; `tidy` is patient, and says it
                 self._merge(self._new)
             self._new = []
 
@@ -213,7 +217,10 @@ class RunManifest:
         """Leave one row for each picture, in few files, and nothing temporary; OutputError where that
         cannot be done."""
         self.flush()
-        patiently(self._tidy, self.patience)
+        try:
+            patiently(self._tidy, self.patience)
+        except (OSError, ValueError) as fault:
+            raise OutputError(f"{self.folder} cannot be tidied: {sentence(fault)}") from None
         self._new = []
 
     def close(self) -> None:
@@ -233,35 +240,52 @@ class RunManifest:
     def _check(self, force: bool) -> None:
         """OutputError where the destination is somebody else's."""
         try:
-            before = json.loads((self.folder / SETTINGS).read())
+            text = (self.folder / SETTINGS).read()
         except FileNotFoundError:
-            if force or self.destination.status() == "missing":
-                return
-            found = (entry.name for entry in self.destination.walk())
-            if all(name.startswith(f"{FOLDER}/") for name in found):
-                return  # it is ours: a run was killed when it had hardly begun
+            if not force:
+                self._check_empty()
+            return
+        if force:
+            return
+        try:
+            before = json.loads(text)
+            if not isinstance(before, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
             raise OutputError(
-                f"{self.destination} has files and no manifest; give an empty folder, or --force to "
-                "replace what gets in the way"
+                f"{self.folder / SETTINGS} is damaged; give another folder, or --force to replace what is "
+                "there"
             ) from None
-        except ValueError:
-            before = {}
-        if before != self.settings and not force:
-            keys = {*before, *self.settings}
-            changed = sorted(key for key in keys if before.get(key) != self.settings.get(key))
+        after = json.loads(json.dumps(self.settings))
+        changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+        if changed:
             raise OutputError(
                 f"{self.destination} was made with other settings ({', '.join(changed)}); give another "
                 "folder, or --force to replace what is there"
             )
 
-    def _take_lock(self) -> None:
-        """Be the only one at work, among those who see this folder; an object store has no such thing."""
-        if not self.destination.local:
+    def _check_empty(self) -> None:
+        """OutputError where there are files, besides what a run has left that was killed at its start."""
+        if self.destination.status() == "missing":
             return
+        for entry in self.destination.walk():
+            if entry.fault is not None:
+                raise OSError(entry.fault)
+            if not entry.name.startswith(f"{FOLDER}/_"):
+                raise OutputError(
+                    f"{self.destination} has files and no manifest; give an empty folder, or --force to "
+                    "replace what gets in the way"
+                )
+
+    def _take_lock(self) -> bool:
+        """Be the only one at work, among those who see this folder; an object store has no such thing, and
+        nothing is taken."""
+        if not self.destination.local:
+            return False
         try:
             import fcntl
         except ImportError:  # Windows
-            return
+            return False
         with suppress(FileExistsError):
             os.mkdir(self.destination.path)
         os.makedirs(self.folder.path, exist_ok=True)
@@ -269,18 +293,15 @@ class RunManifest:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.close()
             raise OutputError(f"another run is at work on {self.destination}") from None
+        return True
 
     def _tidy(self) -> None:
-        try:
-            names = _parts(self.folder)
-            if len(names) > 1:
-                self._merge(names)
-            with suppress(FileNotFoundError):
-                self.scratch.remove()
-        except OSError as fault:
-            raise OutputError(f"{self.folder} cannot be tidied: {sentence(fault)}") from None
+        names = _parts(self.folder)
+        if len(names) > 1:
+            self._merge(names)
+        with suppress(FileNotFoundError):
+            self.scratch.remove()
 
     def _read(self) -> None:
         """Learn what is done."""
@@ -306,15 +327,16 @@ class RunManifest:
     def _merge(self, names: Sequence[str]) -> None:
         """Store the rows of these files, the last for each path, in as few, and delete them. Large files
         of which nothing is to be left out stay."""
-        waiting: dict[str, Any] = {}
+        waiting, whole = dict[str, Any](), True
         for name, kept in zip(names, _latest(self.folder, names), strict=True):
             if len(kept) >= MERGED_ROWS and kept.all():
                 continue
             waiting[name] = _table(self.folder, name).filter(kept)
+            whole = whole and bool(kept.all())
             if sum(map(len, waiting.values())) >= MERGED_ROWS:
                 self._replace(waiting)
-                waiting = {}
-        if waiting:
+                waiting, whole = {}, True
+        if len(waiting) > 1 or not whole:
             self._replace(waiting)
 
     def _replace(self, tables: dict[str, Any]) -> None:
@@ -323,7 +345,8 @@ class RunManifest:
 
         self._store(pa.concat_tables(tables.values()))
         for name in tables:
-            (self.folder / name).remove()
+            with suppress(FileNotFoundError):
+                (self.folder / name).remove()
 
     def _store(self, table: Any) -> str:
         """Store a table as a new file; its name."""
@@ -331,7 +354,7 @@ class RunManifest:
         from pyarrow import parquet
 
         sink = pa.BufferOutputStream()
-        parquet.write_table(table, sink, compression="zstd")
+        parquet.write_table(table, sink, compression="zstd", write_page_checksum=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         name = f"part-{stamp}-{os.urandom(6).hex()}.parquet"
         place, data = self.folder / name, sink.getvalue().to_pybytes()
@@ -342,23 +365,31 @@ class RunManifest:
 def _parts(folder: Place) -> list[str]:
     """The names of the files of a manifest, the first that was stored first; OSError where their folder
     cannot be listed."""
-    entries = list(folder.walk())
-    if entries and entries[0].name == ".":
-        raise OSError(entries[0].fault)
-    return [entry.name for entry in entries if entry.name.endswith(".parquet")]
+    found = []
+    for entry in folder.walk():
+        if entry.fault is not None:
+            raise OSError(f"{folder} cannot be read: {entry.fault}")
+        if entry.name.endswith(".parquet") and not entry.name.startswith("_"):
+            found.append(entry.name)
+    return found
 
 
-def _table(folder: Place, name: str, columns: list[str] | None = None) -> Any:
-    """A file of a manifest, or these columns of it."""
+def _table(folder: Place, name: str, columns: Sequence[str] | None = None) -> Any:
+    """A file of a manifest, or these columns of it; ValueError where it is damaged."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    fields = [schema().field(column) for column in columns or schema().names]
     data = (folder / name).read()
     try:
-        table = parquet.read_table(pa.BufferReader(data), columns=columns)
-    except pa.ArrowInvalid as fault:
-        raise OSError(f"{folder / name} is damaged: {sentence(fault)}") from None
-    return table.cast(schema()) if columns is None else table
+        table = parquet.read_table(
+            pa.BufferReader(data),
+            columns=[field.name for field in fields],
+            page_checksum_verification=True,
+        )
+        return table.select([field.name for field in fields]).cast(pa.schema(fields))
+    except (pa.ArrowException, KeyError, ValueError, OSError) as fault:
+        raise ValueError(f"{folder / name} is damaged: {sentence(fault)}") from None
 
 
 def _latest(folder: Place, names: Sequence[str]) -> list[Any]:
@@ -391,4 +422,5 @@ def _among(keys: Any, known: Any) -> Any:
 
 def _key(path: str, size: int, modified: int) -> bytes:
     """16 bytes for a picture as it was listed."""
-    return hashlib.blake2b(f"{path}\0{size}\0{modified}".encode(), digest_size=16).digest()
+    text = f"{path}\0{size}\0{modified}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=16).digest()
