@@ -780,6 +780,8 @@ def _cluster(fleet: Fleet, threads: int) -> Iterator[None]:
             options["num_cpus"] = fleet.workers * threads
     if fleet.quiet:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Ray tells of actors that die on stdout, where rows of JSON go, and has no option against it.
+        ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
         logging.disable()
         warnings.simplefilter("ignore")
     try:

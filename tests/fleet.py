@@ -343,6 +343,8 @@ class Driver:
             raise AssertionError(f"it did not end: {''.join(self.errors)[-2000:]}") from None
         for thread in self._threads:
             thread.join(5)
+        for line in self.lines:
+            assert json.loads(line)  # and nothing of Ray's is between them
         return code, "".join(self.errors)
 
     def kill(self):
