@@ -13,7 +13,7 @@
     ├── BatchError                8   some files of a batch failed, the others are done
     ├── TrainingError             9   training cannot go on; the last checkpoint is good
     │   └── Diverged                  the loss exploded or stopped being a number
-    ├── ClusterError             10   a cluster cannot be reached or was lost; what was done is recorded
+    ├── ClusterError             10   a cluster cannot be reached or has failed; what was done is recorded
     └── CodecMissing              1   a codec to compare with is not installed; the others are done
 
 The number is the exit code of `aic`; 0 is success and 2 is a usage error. Messages are one line and
@@ -96,7 +96,7 @@ class Diverged(TrainingError):
 
 
 class ClusterError(AicError):
-    """A cluster cannot be reached or was lost; what was done is recorded, and the next run goes on."""
+    """A cluster cannot be reached or has failed; what was done is recorded, and the next run goes on."""
 
     exit_code = 10
 

@@ -30,7 +30,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -781,7 +781,8 @@ def _cluster(fleet: Fleet, threads: int) -> Iterator[None]:
     if fleet.quiet:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Ray tells of actors that die on stdout, where rows of JSON go, and has no option against it.
-        ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
+        with suppress(AttributeError):
+            ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
         logging.disable()
         warnings.simplefilter("ignore")
     try:

@@ -176,6 +176,10 @@ def test_the_head_takes_the_driver_along_and_the_next_run_goes_on(tmp_path, out,
     everything_is_done(source, out)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
+)
 def test_a_node_that_does_not_come_back_is_done_without(cluster, tmp_path, out):
     source = pictures(tmp_path / "in", 60)
     with Driver(cluster, source, out, stand={"pause": 0.1}) as driver:
@@ -245,6 +249,10 @@ def test_poison_is_begun_a_few_times_and_recorded(cluster, tmp_path, out):
 # --------------------------------------------------------------------------- what is full or gone
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
+)
 def test_folders_that_are_gone_are_waited_for_and_then_the_next_run_goes_on(cluster, tmp_path, out):
     source, log = pictures(tmp_path / "in", 100), tmp_path / "log"
 

@@ -566,6 +566,10 @@ def test_from_bucket_to_bucket_with_the_same_bytes(server, pictures, expected):
     assert not any(SECRET in str(value) for row in table.values() for value in row.values())
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
+)
 def test_a_store_that_fails_in_the_middle_of_a_run_is_waited_for(
     server, line, cluster, pictures, expected, tmp_path
 ):
@@ -592,6 +596,10 @@ def test_a_store_that_fails_in_the_middle_of_a_run_is_waited_for(
     assert manifest.read(at("s3://coded", server.port)).num_rows == len(NAMES)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
+)
 def test_a_store_that_does_not_come_back_ends_the_run_and_the_next_goes_on(
     server, line, cluster, expected, tmp_path
 ):

@@ -26,7 +26,7 @@ EXIT_CODES = {
     7: "the output exists or cannot be written",
     8: "some files of a batch failed, the others are done",
     9: "training cannot go on, its last checkpoint is good",
-    10: "a cluster cannot be reached or was lost, what was done is recorded",
+    10: "a cluster cannot be reached or has failed, what was done is recorded",
     **signals.MEANING,
     BrokenPipe.exit_code: "whoever read the output has stopped; nothing is said",
 }
