@@ -1,8 +1,8 @@
 """Where the pictures of a fleet are: folders, and object stores under URLs.
 
     photos = Place.of("s3://bucket/photos")
-    for path, kind, size, modified in photos.walk(suffixes): ...
-    with photos.open(path) as file: ...
+    for entry in photos.walk():
+        with (photos / entry.name).open() as file: ...
 
 A path without a scheme is a file or folder of the machine that looks at it, every other one goes through
 pyarrow's file systems (s3, gs, abfs, hdfs) or, where that has none for the scheme, fsspec's. What is
