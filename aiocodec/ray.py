@@ -692,6 +692,7 @@ class _Pipeline:
         """What comes of jobs in Ray Data, as it comes: their indices and rows."""
         import pyarrow as pa
         import ray.data
+        from ray.exceptions import RayError
 
         size = min(lane.block, -(-len(jobs) // (4 * lane.workers)))
         blocks: list[list[Row]] = [[]]
@@ -704,6 +705,9 @@ class _Pipeline:
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # what is missing is seen here, and comes again
+        context.autoscaling_config = dataclasses.replace(
+            context.autoscaling_config, actor_pool_util_upscaling_threshold=1.0
+        )
         with ray.data.DataContext.current(context):
             dataset = ray.data.from_arrow([pa.Table.from_pylist(block) for block in blocks])
             done = dataset.map_batches(
@@ -715,15 +719,20 @@ class _Pipeline:
                     min_size=1,
                     max_size=lane.workers,
                     initial_size=min(lane.fitting, len(blocks)),
+                    max_tasks_in_flight_per_actor=1,  # blocks take seconds: none waits for one actor
                 ),
                 num_cpus=lane.work.threads or 1,
                 num_gpus=lane.gpus or None,
                 memory=lane.memory,
             )
-            for block in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-                assert isinstance(block, pa.Table)
-                for row in block.to_pylist():
-                    yield row["index"], json.loads(row["row"])
+            try:
+                for block in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    assert isinstance(block, pa.Table)
+                    for row in block.to_pylist():
+                        yield row["index"], json.loads(row["row"])
+            finally:
+                with suppress(RayError):
+                    ray.kill(begun)
 
     def _task(self, work: Work) -> _Task:
         return _Task(
