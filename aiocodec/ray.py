@@ -701,7 +701,7 @@ class _Pipeline:
                 blocks.append([])
             columns = {name: getattr(job, name) for name in ("source", "target", "root", "name")}
             blocks[-1].append({"index": index, "block": len(blocks), **columns})
-        begun = ray.remote(num_cpus=0, max_restarts=-1)(_Begun).remote()
+        begun: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Begun).remote()
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # what is missing is seen here, and comes again
@@ -725,14 +725,14 @@ class _Pipeline:
                 num_gpus=lane.gpus or None,
                 memory=lane.memory,
             )
-            try:
-                for block in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    assert isinstance(block, pa.Table)
-                    for row in block.to_pylist():
-                        yield row["index"], json.loads(row["row"])
-            finally:
-                with suppress(RayError):
-                    ray.kill(begun)
+        try:
+            for block in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+                assert isinstance(block, pa.Table)
+                for row in block.to_pylist():
+                    yield row["index"], json.loads(row["row"])
+        finally:
+            with suppress(RayError):
+                ray.kill(begun)
 
     def _task(self, work: Work) -> _Task:
         return _Task(

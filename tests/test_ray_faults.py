@@ -221,10 +221,22 @@ def test_a_cluster_of_its_own_ends_with_its_driver(tmp_path, out):
 # --------------------------------------------------------------------------- what kills
 
 
-def test_poison_is_begun_a_few_times_and_recorded(cluster, tmp_path, out):
+@pytest.mark.parametrize(
+    "harm",
+    [
+        ("faulty",),
+        pytest.param(
+            ("unreadable", "killed", "faulty", "murderous", "huge"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif("AIC_SLOW" not in os.environ, reason="set AIC_SLOW to run it"),
+            ],
+        ),
+    ],
+)
+def test_poison_is_begun_a_few_times_and_recorded(cluster, tmp_path, out, harm):
     source, attempts = tmp_path / "in", 2
-    harm = ("unreadable", "killed", "faulty", "murderous", "huge")
-    pictures(source, 20, large=2, **dict.fromkeys(harm, 1))
+    pictures(source, 20, large=2 * (len(harm) > 1), **dict.fromkeys(harm, 1))
 
     def run(number, *arguments, attempts=attempts):
         log = tmp_path / f"log-{number}"
@@ -236,12 +248,15 @@ def test_poison_is_begun_a_few_times_and_recorded(cluster, tmp_path, out):
         return {fleet.fate(name): count for name, count in begun(log).items()}
 
     first = run(1)
-    assert first["unreadable"] == 1 and first["huge"] == first["large"] == 2  # in both lanes
-    assert attempts <= first["faulty"] and attempts <= first["killed"]
-    assert max(first.values()) <= attempts**2
-    codes = {fleet.fate(row["path"]): row["exit_code"] for row in rows(out)}
-    assert codes["unreadable"] == 3 and codes["huge"] == codes["killed"] == 6
-    assert codes["faulty"] == codes["murderous"] == 1
+    begun_again = {"killed": attempts, "faulty": attempts, "huge": 2, "large": 2}  # in both lanes
+    for fate, count in first.items():
+        assert begun_again.get(fate, 1) <= count <= attempts**2, fate
+    assert first.get("unreadable", 1) == 1 and {
+        first.get(fate, 2) for fate in ("huge", "large")
+    } == {2}
+    codes = {"unreadable": 3, "huge": 6, "killed": 6, "faulty": 1, "murderous": 1}
+    found = {fleet.fate(row["path"]): row["exit_code"] for row in rows(out)}
+    assert {fate: found[fate] for fate in harm} == {fate: codes[fate] for fate in harm}
     assert not run(2)
     assert set(run(3, "--retry", attempts=1)) == set(harm)
 
