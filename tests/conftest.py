@@ -19,6 +19,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if "slow" in item.keywords and "AIC_SLOW" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="slow: set AIC_SLOW to run it"))
 
 
 @pytest.fixture(autouse=True)

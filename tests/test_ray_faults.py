@@ -128,13 +128,12 @@ class Chaos:
 
 
 def test_whatever_is_killed_everything_is_done(cluster, tmp_path, out):
-    source = pictures(tmp_path / "in", 160)
+    source = pictures(tmp_path / "in", 120)
     chaos = Chaos(cluster, source, out, seed=1, pause=0.1)
     assert not chaos.run(["child", "actor", "driver", "child", "node", "child", "actor", "child"])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("AIC_SLOW" not in os.environ, reason="takes minutes: set AIC_SLOW to run it")
 def test_whatever_is_killed_sixty_times(cluster, tmp_path):
     seed = int(os.environ.get("AIC_SEED", "2"))
     plan = ["child"] * 30 + ["actor"] * 14 + ["driver"] * 10 + ["node"] * 8
@@ -153,7 +152,6 @@ def test_whatever_is_killed_sixty_times(cluster, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("AIC_SLOW" not in os.environ, reason="takes a minute: set AIC_SLOW to run it")
 @pytest.mark.parametrize("what", ["raylet", "gcs_server"])
 def test_the_head_takes_the_driver_along_and_the_next_run_goes_on(tmp_path, out, what):
     source, log = pictures(tmp_path / "in", 60), tmp_path / "log"
@@ -177,9 +175,6 @@ def test_the_head_takes_the_driver_along_and_the_next_run_goes_on(tmp_path, out,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
-)
 def test_a_node_that_does_not_come_back_is_done_without(cluster, tmp_path, out):
     source = pictures(tmp_path / "in", 60)
     with Driver(cluster, source, out, stand={"pause": 0.1}) as driver:
@@ -209,6 +204,7 @@ def test_of_two_runs_one_is_refused_and_nothing_survives_a_driver(cluster, tmp_p
     everything_is_done(source, out)
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own_ends_with_its_driver(tmp_path, out):
     source = pictures(tmp_path / "in", 60)
     with Driver(None, source, out, stand={"pause": 0.5}, workers=1) as driver:
@@ -227,10 +223,7 @@ def test_a_cluster_of_its_own_ends_with_its_driver(tmp_path, out):
         ("faulty",),
         pytest.param(
             ("unreadable", "killed", "faulty", "murderous", "huge"),
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif("AIC_SLOW" not in os.environ, reason="set AIC_SLOW to run it"),
-            ],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -265,9 +258,6 @@ def test_poison_is_begun_a_few_times_and_recorded(cluster, tmp_path, out, harm):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
-)
 def test_folders_that_are_gone_are_waited_for_and_then_the_next_run_goes_on(cluster, tmp_path, out):
     source, log = pictures(tmp_path / "in", 100), tmp_path / "log"
 
@@ -298,6 +288,7 @@ def test_folders_that_are_gone_are_waited_for_and_then_the_next_run_goes_on(clus
     everything_is_done(source, out)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_waited_for(cluster, tmp_path, out):
     source = pictures(tmp_path / "in", 120)  # of 4 MB
 

@@ -567,9 +567,6 @@ def test_from_bucket_to_bucket_with_the_same_bytes(server, pictures, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
-)
 def test_a_store_that_fails_in_the_middle_of_a_run_is_waited_for(
     server, line, cluster, pictures, expected, tmp_path
 ):
@@ -597,9 +594,6 @@ def test_a_store_that_fails_in_the_middle_of_a_run_is_waited_for(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "AIC_SLOW" not in os.environ, reason="takes up to a minute: set AIC_SLOW to run it"
-)
 def test_a_store_that_does_not_come_back_ends_the_run_and_the_next_goes_on(
     server, line, cluster, expected, tmp_path
 ):
@@ -631,6 +625,7 @@ def test_a_store_that_does_not_come_back_ends_the_run_and_the_next_goes_on(
         assert written.read_bytes() == target.read_bytes()
 
 
+@pytest.mark.slow
 @posix
 def test_a_driver_that_is_killed_leaves_nothing_half_and_loses_nothing(
     server, cluster, pictures, expected
