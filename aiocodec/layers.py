@@ -44,6 +44,13 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x) in float32, where training uses autocast too: for what must not be rounded coarsely."""
+    with no_autocast(x):
+        out: Tensor = layer(x.float())
+    return out
+
+
 def pointwise(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
     """1x1 convolution: a linear layer on the channels of every pixel."""
     return _initialised(nn.Conv2d(inputs, outputs, 1, bias=bias))
@@ -303,7 +310,8 @@ class QualityCurve(nn.Module):
     def forward(self, quality: Tensor) -> Tensor:
         t = quality / 50 - 1
         powers = torch.stack([torch.ones_like(t), t, t * t, t * t * t], dim=1)
-        return (powers @ self.coefficients)[:, :, None, None]
+        with no_autocast(t):
+            return (powers @ self.coefficients)[:, :, None, None]
 
 
 # --------------------------------------------------------------------------- the linear path

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aiocodec.config import LATENT_STRIDE, LMBDA_MAX, LMBDA_MIN, STRIDE, ModelConfig
 from aiocodec.entropy.model import EntropyModel
-from aiocodec.layers import ResidualBranches, no_autocast
+from aiocodec.layers import ResidualBranches, in_float32
 from aiocodec.transforms import Analysis, Synthesis, Transforms
 
 
@@ -46,15 +46,15 @@ class Model(nn.Module):
         self.transforms = Transforms(config)
         self.entropy = EntropyModel(config.entropy)
 
-    def forward(self, x: Tensor, quality: Tensor, noise: bool = True) -> Output:
-        """x [B, 3, H, W] in 0..1 with sides that are multiples of 64, quality [B] in 0..100; `noise`
-        stands in for the rounding where likelihoods are computed. Under autocast the blocks of g_a
-        and g_s alone are of lower precision."""
+    def forward(self, x: Tensor, quality: Tensor, noise: bool | torch.Generator = True) -> Output:
+        """x [B, 3, H, W] in 0..1 with sides that are multiples of 64, quality [B] in 0..100; `noise`,
+        of a generator perhaps, stands in for the rounding where likelihoods are computed. Under
+        autocast the networks are of lower precision; latents, the parameters of densities,
+        likelihoods and x_hat are not."""
         g_a, h_a, g_s = self.transforms.g_a, self.transforms.h_a, self.transforms.g_s
         y = g_a(x, quality)
-        with no_autocast(x):
-            z = h_a(y)
-            y_hat, likelihoods_y, likelihoods_z = self.entropy(y, z, quality, noise)
+        z = in_float32(h_a, y)
+        y_hat, likelihoods_y, likelihoods_z = self.entropy(y, z, quality, noise)
         return Output(g_s(y_hat, quality), likelihoods_y, likelihoods_z)
 
 

@@ -34,7 +34,7 @@ LAYERS = [
     {"envelope", "hyper", "tiling", "model", "entropy.exact", "entropy.portable"},
     {"transforms", "entropy.frozen"},
     {"entropy.model"},
-    {"layers", "entropy.passes", "training.config"},
+    {"layers", "entropy.passes", "training.config", "training.cores"},
     {"container", "loading", "rangecoder", "image", "metrics", "degrade"},
     {"decoders", "png", "serving"},
     {"tiff"},

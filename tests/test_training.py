@@ -801,8 +801,11 @@ def test_muon_trains_the_convolutions_and_adamw_the_rest():
     )
 
 
-def test_muon_orthogonalises():
-    """By either iteration: the second pair of shapes takes the one on the Gram matrix."""
+@pytest.mark.parametrize("half", [False, True])
+def test_muon_orthogonalises(half, monkeypatch):
+    """By either iteration, in float32 and in bfloat16: in float32 the second pair of shapes takes the one
+    on the Gram matrix."""
+    monkeypatch.setattr("aiocodec.training.muon.has_bfloat16", lambda device: half)
     torch.manual_seed(0)
     for shape in ((2, 24, 40), (2, 40, 24), (2, 24, 60), (2, 60, 24)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
@@ -947,10 +950,41 @@ def test_training_on_cuda(folder, tmp_path, compiled):
     assert next(load_weights(tmp_path / "branch").parameters()).device.type == "cpu"
 
 
+def test_the_gradients_of_parts_are_those_of_the_batch(monkeypatch):
+    """Where cores take a part of the batch each, of any sizes: the mean over all patches."""
+    monkeypatch.setattr("aiocodec.training.run.has_bfloat16", lambda device: True)
+    shape = replace(VARIANTS["nano"].shallow(1), entropy=EntropyConfig(32, 8, 16))
+    torch.manual_seed(0)
+    clean, quality = torch.rand(3, 3, 64, 64), torch.tensor([10.0, 50.0, 90.0])
+    run = Run.create(Model(shape), TrainConfig())
+    found = {}
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        run.seed()
+        try:
+            values = run.backward(clean, clean, quality)
+        finally:
+            torch.set_num_threads(before)
+        found[threads] = torch.cat([p.grad.flatten() for p in run.model.parameters()]), values
+        assert torch.get_num_threads() == before
+    (whole, losses), (parts, others) = found[1], found[2]
+    assert torch.nn.functional.cosine_similarity(whole, parts, dim=0) > 0.98  # the noise differs
+    assert torch.stack(others).tolist() == pytest.approx(torch.stack(losses).tolist(), rel=0.02)
+    run.seed()
+    torch.set_num_threads(2)
+    try:
+        run.backward(clean, clean, quality)
+    finally:
+        torch.set_num_threads(before)
+    again = torch.cat([p.grad.flatten() for p in run.model.parameters()])
+    assert torch.equal(again, parts)  # and what the threads do first is no matter
+
+
 @pytest.mark.parametrize("config", ["nano", "fast"])
-def test_a_step_in_bfloat16(config, monkeypatch):
-    """What CUDA does under autocast, on the CPU: blocks in bfloat16, losses and gradients finite and near
-    those in float32, y and the likelihoods in float32."""
+def test_a_step_in_bfloat16(config):
+    """What happens under autocast: networks in bfloat16, losses and gradients finite and near those in
+    float32, x_hat and the likelihoods in float32."""
     shape = replace(VARIANTS[config].shallow(2), entropy=EntropyConfig(32, 8, 16))
     torch.manual_seed(0)
     model = Model(shape)

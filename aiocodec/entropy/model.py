@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from aiocodec.config import EntropyConfig
 from aiocodec.entropy import passes
-from aiocodec.layers import QualityCurve, pointwise, separable, up
+from aiocodec.layers import QualityCurve, in_float32, no_autocast, pointwise, separable, up
 
 SCALES = 64  # tables for y; the scale of index i is 2 ** ((i - SCALE_ZERO) / SCALE_OCTAVE)
 SCALE_ZERO = 28
@@ -76,6 +76,12 @@ def _clamp(x: Tensor, low: float, high: float) -> Tensor:
 def _round(x: Tensor) -> Tensor:
     """floor(x + 1/2) with the gradient of the identity."""
     return x + ((x + 0.5).floor() - x).detach()
+
+
+def _noisy(x: Tensor, noise: bool | torch.Generator) -> Tensor:
+    """x plus uniform noise in -1/2..1/2, of a generator or torch's own."""
+    generator = noise if isinstance(noise, torch.Generator) else None
+    return x + torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 0.5
 
 
 def _gaussian_mass(values: Tensor, scales: Tensor) -> Tensor:
@@ -129,7 +135,8 @@ class FactorisedPrior(nn.Module):
 
     def forward(self, z: Tensor, quality: Tensor) -> Tensor:
         """Likelihoods of z [B, Z, h, w], of the same shape; quality [B] in 0..100."""
-        likelihood = _clamp(_mass(*self._cumulatives(z, quality)), MIN_LIKELIHOOD, 1.0)
+        with no_autocast(z):
+            likelihood = _clamp(_mass(*self._cumulatives(z, quality)), MIN_LIKELIHOOD, 1.0)
         return likelihood.reshape(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
 
     @torch.no_grad()
@@ -174,17 +181,18 @@ class EntropyModel(nn.Module):
         self.tail = nn.Parameter(torch.tensor([logit, math.log(TAIL_RATIO)]))
 
     def forward(
-        self, y: Tensor, z: Tensor, quality: Tensor, noise: bool = True
+        self, y: Tensor, z: Tensor, quality: Tensor, noise: bool | torch.Generator = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Latents y [B, N, H, W] and z [B, Z, H/4, W/4] to y_hat and the likelihoods of y and z;
         quality [B] in 0..100.
 
-        With `noise` the likelihoods are those of y and z plus uniform noise, the differentiable
-        stand-in for rounding; y_hat is always rounded, with the gradient of the identity.
+        With `noise`, torch's own or that of a generator, the likelihoods are those of y and z plus
+        uniform noise, the differentiable stand-in for rounding; y_hat is always rounded, with the
+        gradient of the identity.
         """
         quality = quality_of_level(level_of_quality(quality, self.config), self.config)
         z_hat = _clamp(_round(z), -Z_MAX, Z_MAX)
-        likelihoods_z = self.prior_z(z + torch.rand_like(z) - 0.5 if noise else z_hat, quality)
+        likelihoods_z = self.prior_z(_noisy(z, noise) if noise else z_hat, quality)
         params = self.params(z_hat, quality)
         step = self.step(params)
         v_hat, likelihoods_y = self.code(y / step, params, noise)
@@ -193,14 +201,19 @@ class EntropyModel(nn.Module):
     def params(self, z_hat: Tensor, quality: Tensor) -> Tensor:
         """What the decoder learns from z_hat [B, Z, H/4, W/4] for every element of y: logarithm of the
         step, index and mean, [B, 3 N, H, W]; quality [B], one of those that levels stand for."""
-        params: Tensor = self.fusion(self.h_s(self.told(z_hat, quality)))
-        return params
+        *inner, last = self.fusion
+        features = self.h_s(self.told(z_hat, quality))
+        for layer in inner:
+            features = layer(features)
+        return in_float32(last, features)
 
     def step(self, params: Tensor) -> Tensor:
         """The step of every element of y, [B, N, H, W], out of `params`."""
         return torch.exp2(_clamp(params.chunk(3, dim=1)[0], -STEP_BITS, STEP_BITS))
 
-    def code(self, v: Tensor, params: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+    def code(
+        self, v: Tensor, params: Tensor, noise: bool | torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """v = y / step to v_hat and its likelihoods, all of them [B, N, H, W], in all passes."""
         _, index, mean = params.chunk(3, dim=1)
         v_hat = torch.zeros_like(v)
@@ -221,8 +234,8 @@ class EntropyModel(nn.Module):
         symbols = _round(residual)
         scale_index = _clamp(SCALE_ZERO + INDEX_UNIT * scale_index, 0, SCALES - 1)
         scales = torch.exp2((scale_index - SCALE_ZERO) / SCALE_OCTAVE)
-        noisy = residual + torch.rand_like(v) - 0.5 if noise else symbols
-        return v_hat, self.likelihood(noisy, scales)
+        values = _noisy(residual, noise) if noise else symbols
+        return v_hat, self.likelihood(values, scales)
 
     def told(self, z_hat: Tensor, quality: Tensor) -> Tensor:
         """z_hat with what the quality says of it, the input of h_s."""
@@ -231,7 +244,8 @@ class EntropyModel(nn.Module):
     def refine(self, k: int, v_hat: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """What pass k >= 1 adds to index and mean, from v_hat (0 where nothing is coded yet)."""
         context = torch.cat([v_hat / MEAN_UNIT, params], dim=1)
-        index, mean = self.head(self.body(self.adaptors[k - 1](context))).chunk(2, dim=1)
+        features = self.body(self.adaptors[k - 1](context))
+        index, mean = in_float32(self.head, features).chunk(2, dim=1)
         return index, mean
 
     def masks(self, y: Tensor) -> Tensor:

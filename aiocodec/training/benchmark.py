@@ -22,7 +22,8 @@ from aiocodec.degrade import degrade
 from aiocodec.errors import out_of_memory
 from aiocodec.model import Model, complexity
 from aiocodec.training.config import TrainConfig
-from aiocodec.training.run import Run, compile_parts, prepare, rate_distortion
+from aiocodec.training.cores import prepare
+from aiocodec.training.run import Run, compile_parts, rate_distortion
 
 
 class _Traffic(TorchDispatchMode):

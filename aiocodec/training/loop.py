@@ -33,8 +33,9 @@ from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import Model
 from aiocodec.training.checkpoint import history, load_run, save_checkpoint, save_weights
 from aiocodec.training.config import ANNEALED_SHARE, TrainConfig
+from aiocodec.training.cores import prepare
 from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
-from aiocodec.training.run import Run, compile_parts, prepare
+from aiocodec.training.run import Run, compile_parts
 from aiocodec.training.validate import plot, validate, validate_pairs
 
 BRIEFLY = 8  # of the validation, every so many pictures are looked at while a run goes on

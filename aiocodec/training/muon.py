@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from aiocodec.training.cores import has_bfloat16, on_each_core
+
 ITERATIONS = 5
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # of X <- A X + B X X^T X + C (X X^T)^2 X
 
@@ -34,39 +36,43 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum"] = torch.zeros_like(p)
             grads = [p.grad for p in params]
             momenta = [self.state[p]["momentum"] for p in params]
-            beta = group["momentum"]
+            beta, every = group["momentum"], group["every"]
             torch._foreach_lerp_(momenta, grads, 1 - beta)
             shapes = [(p.shape[0], p[0].numel()) for p in params]
             by_shape: dict[tuple[int, int], list[int]] = {}
             for place, i in enumerate(sorted(range(len(params)), key=lambda i: shapes[i])):
-                if place % group["every"] == group["turn"]:
+                if place % every == group["turn"]:
                     by_shape.setdefault(shapes[i], []).append(i)
-            group["turn"] = (group["turn"] + 1) % group["every"]
-            for (rows, columns), members in by_shape.items():
-                updates = torch.lerp(
-                    torch.stack([grads[i].flatten(1) for i in members]),
-                    torch.stack([momenta[i].flatten(1) for i in members]),
-                    beta,
-                )
-                steps = orthogonalise(updates)
-                scale = -group["lr"] * group["every"] * math.sqrt(max(1.0, rows / columns))
+            group["turn"] = (group["turn"] + 1) % every
+
+            costs = {s: len(members) * min(s) * math.prod(s) for s, members in by_shape.items()}
+            groups = [by_shape[s] for s in sorted(costs, key=costs.__getitem__, reverse=True)]
+            ahead = torch._foreach_lerp(grads, momenta, beta)  # type: ignore[attr-defined]
+            updates = [torch.stack([ahead[i].flatten(1) for i in g]) for g in groups]
+            alone = bool(params) and params[0].is_cuda
+            steps = (
+                [*map(orthogonalise, updates)] if alone else on_each_core(orthogonalise, updates)
+            )
+            for members, step in zip(groups, steps, strict=True):
+                rows, columns = shapes[members[0]]
                 torch._foreach_add_(
                     [params[i] for i in members],
-                    [s.view(params[i].shape) for i, s in zip(members, steps, strict=True)],
-                    alpha=scale,
+                    [s.view(params[i].shape) for i, s in zip(members, step, strict=True)],
+                    alpha=-group["lr"] * every * math.sqrt(max(1.0, rows / columns)),
                 )
 
 
 def orthogonalise(g: Tensor) -> Tensor:
     """Matrices [K, m, n] with all singular values moved to about 1 (0.7 to 1.2)."""
-    x = g.bfloat16() if g.is_cuda else g.float()
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
+    tall = g.shape[-2] > g.shape[-1]
+    x = (g.mT if tall else g).float()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    small = (
-        2 * x.shape[-2] <= x.shape[-1]
-    )  # iterate on the Gram matrix alone: its polynomials commute
+    half = has_bfloat16(g.device)
+    if half:
+        x = x.bfloat16()
+    # Else iterate on the Gram matrix alone, as its polynomials commute. In bfloat16 they do not: some
+    # singular values would end at nine times what they should be.
+    small = 2 * x.shape[-2] <= x.shape[-1] and not half
     q: Tensor | None = None
     for i in range(ITERATIONS):
         if i == 0 or not small:

@@ -10,9 +10,8 @@ gradient. How many times is a schedule (`TrainConfig.hopeless`).
 Matrices are trained by Muon, everything else by AdamW.
 """
 
-import ctypes
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from aiocodec.errors import LimitError
 from aiocodec.layers import LinearAnalysis, LinearSynthesis
 from aiocodec.model import Model, deepen, lmbda
 from aiocodec.training.config import TrainConfig
+from aiocodec.training.cores import has_bfloat16, on_each_core
 from aiocodec.training.muon import Muon
 
 
@@ -33,18 +33,22 @@ def rate_distortion(
     quality: Tensor,
     balance: float = 0.0,
     hopeless: float = 0.1,
+    noise: bool | torch.Generator = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """loss (mean over the batch), bpp and MSE on [0, 1] (per image); `balance` and `hopeless` are those of
-    TrainConfig."""
-    bf16 = torch.autocast("cuda", torch.bfloat16) if clean.is_cuda else nullcontext()
-    with bf16:
-        out = model(degraded, quality)
+    TrainConfig, `noise` that of Model."""
+    with _precision(clean.device):
+        out = model(degraded, quality, noise)
     mse, bpp = (out.x_hat - clean).square().flatten(1).mean(1), out.bpp()
     lam = lmbda(quality)
     most = hopeless / lam.sqrt()
     distortion = most * torch.log1p(mse / most)
     weight = (lam / math.sqrt(LMBDA_MIN * LMBDA_MAX)) ** -balance
     return (weight * (lam * distortion + bpp)).mean(), bpp, mse
+
+
+def _precision(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if has_bfloat16(device) else nullcontext()
 
 
 def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -69,22 +73,6 @@ def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]
             fused=others[0].is_cuda,
         ),
     ]
-
-
-def prepare() -> None:
-    """Settings of the process that make training faster on CPU cores; call it before anything else.
-
-    Denormal numbers become zero. And glibc keeps the memory that tensors give back, where it would hand
-    it to the system, which clears the same pages again at every step: a tenth of the time of training.
-    """
-    torch.set_flush_denormal(True)
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def compile_parts(model: Model) -> None:
@@ -172,13 +160,9 @@ class Run:
         None where the step was skipped: not finite, or a spike of the gradient."""
         config = self.config
         quality = torch.rand(len(clean), generator=self.rng, device=clean.device) * 100
-        hopeless = config.hopeless_at(self.megapixels)
-        losses = rate_distortion(self.model, clean, spoiled, quality, config.balance, hopeless)
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        losses[0].backward()  # type: ignore[no-untyped-call]
+        losses = self.backward(clean, spoiled, quality)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        loss, bpp, mse, norm = torch.stack([v.detach().mean() for v in (*losses, norm)]).tolist()
+        loss, bpp, mse, norm = torch.stack([*losses, norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return None
         if self.step > config.warmup and norm > config.spike * self.usual_norm:
@@ -198,6 +182,37 @@ class Run:
                 list(self.average.parameters()), list(self.model.parameters()), 1 - decay
             )
         return loss, bpp, mse
+
+    def backward(self, clean: Tensor, spoiled: Tensor, quality: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of a batch; its mean loss, bpp and MSE.
+
+        CPU cores with bfloat16 take a part of the batch each, as operations are too short there to be
+        shared."""
+        config, hopeless = self.config, self.config.hopeless_at(self.megapixels)
+        parameters = list(self.model.parameters())
+        whole = clean.is_cuda or config.compile or not has_bfloat16(clean.device)
+        parts = 1 if whole else min(torch.get_num_threads(), len(clean))
+        seeds = torch.randint(1 << 62, (parts,), generator=self.rng, device=clean.device).tolist()
+
+        def part(i: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            x, x_hat, q = (t.tensor_split(parts)[i] for t in (spoiled, clean, quality))
+            noise: bool | torch.Generator = True
+            if not config.compile:  # which knows no generators
+                noise = torch.Generator(clean.device).manual_seed(seeds[i])
+            losses = rate_distortion(self.model, x_hat, x, q, config.balance, hopeless, noise)
+            share = len(q) / len(quality)
+            values = tuple(share * loss.mean() for loss in losses)
+            grads = torch.autograd.grad(values[0], parameters, materialize_grads=True)
+            return grads, tuple(v.detach() for v in values)
+
+        done = [part(0)] if parts == 1 else on_each_core(part, range(parts))
+        grads, values = done[0]
+        for more, others in done[1:]:
+            torch._foreach_add_(grads, more)  # type: ignore[attr-defined]
+            values = tuple(a + b for a, b in zip(values, others, strict=True))
+        for parameter, gradient in zip(parameters, grads, strict=True):
+            parameter.grad = gradient
+        return values
 
     def shrink(self, count: int, side: int) -> None:
         """Halve the batch, of `count` patches, which was too large for the memory; LimitError where it
