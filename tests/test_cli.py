@@ -28,7 +28,8 @@ import pytest
 
 from aiocodec import batch, cli, errors, pretrained
 from aiocodec.cli.man import manual
-from aiocodec.cli.options import EXIT_CODES, MODELS, SIZE
+from aiocodec.cli.options import EXIT_CODES, SIZE
+from aiocodec.config import VARIANTS
 from aiocodec.container import ChunkType, Header, Latents, pack, pack_latents
 from aiocodec.hyper import HyperCoder
 from aiocodec.rangecoder import Encoder
@@ -496,12 +497,14 @@ def test_strip_takes_the_word_after_it_only_where_that_says_how(
     assert {path.name for path in folder.iterdir()} == {"x.png", "x.aic"}
 
 
-def test_model_without_weights(folder: Path) -> None:
-    missing = set(MODELS) - set(pretrained.Manifest.read().models)
-    if not missing:
-        pytest.skip("all models are installed")
-    result = aic("encode", "x.png", "--model", missing.pop())
-    assert result.code == 5 and result.error.startswith("x.png: ")
+def test_only_models_with_weights_are_offered(folder: Path) -> None:
+    installed = pretrained.Manifest.read().models
+    for command in ("encode", "decode", "info"):
+        assert f"--model [{'|'.join(installed)}]" in aic(command, "--help").out.decode()
+    for name in {*VARIANTS, "huge"} - set(installed):
+        result = aic("encode", "x.png", "--model", name)
+        assert result.code == 2 and f"no weights of '{name}'" in result.error
+        assert aic("info", "--model", name).code == 2
     assert names(folder) == {"x.png"}
 
 
@@ -596,6 +599,8 @@ def test_a_manifest_that_is_none(
     for args in (("encode", "x.png", "y.aic"), ("decode", "x.aic", "y.png")):
         result = aic(*args)
         assert result.code == 5 and "manifest" in result.error
+        assert aic(*args, "--model", "nano").code == 5
+    assert aic("info", "--model", "nano").code == 5
     assert aic("info", "x.aic", "--json").json[0]["model"] is None
     assert names(folder) == {"x.png", "x.aic"}
 
@@ -605,8 +610,8 @@ def test_describes_models() -> None:
     text = aic("info", "--model", model).out.decode()
     for line in (r"parameters total +[\d,]+", r"weight bytes +[\d,]+", "default +yes"):
         assert re.search(f"^{line}$", text, re.MULTILINE)
-    (row,) = aic("info", "--model", "fast", "--json").json
-    assert row["model"] == "fast"
+    (row,) = aic("info", "--model", model, "--json").json
+    assert row["model"] == model
     for key in ("parameters", "macs_256x256"):
         total = row[key].pop("total")
         assert total == sum(row[key].values()) > 0

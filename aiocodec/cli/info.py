@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from aiocodec.batch import Row
-from aiocodec.cli.options import EPILOG, FILE_NAME, MODELS
+from aiocodec.cli.options import EPILOG, FILE_NAME, MODEL
 from aiocodec.cli.report import Reporter, say
-from aiocodec.config import VARIANTS
 from aiocodec.container import ChunkType, Container, unpack, unpack_latents
 from aiocodec.errors import AicError, ModelError, as_aic_error
 from aiocodec.files import read_aic
@@ -19,7 +18,7 @@ from aiocodec.loading import loading
 
 @click.command(epilog=EPILOG)
 @click.argument("paths", metavar="[IN]...", type=FILE_NAME, nargs=-1)
-@click.option("--model", type=click.Choice(MODELS), help="Describe a model instead of files.")
+@click.option("--model", type=MODEL, help="Describe a model instead of files.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
 def info(paths: tuple[str, ...], model: str | None, as_json: bool) -> None:
     """Say what .aic files hold, or with --model what a model costs."""
@@ -82,19 +81,15 @@ def describe_model(name: str) -> Row:
         from aiocodec.model import complexity
     from aiocodec.pretrained import Manifest
 
-    config, installed = VARIANTS[name], False
-    with suppress(ModelError):
-        manifest = Manifest.read()
-        config, installed = manifest.config(name), True
-    cost = complexity(config)
+    manifest = Manifest.read()
+    cost = complexity(manifest.config(name))
     return {
         "model": name,
         "parameters": {"total": sum(cost.parameters.values()), **cost.parameters},
         "macs_256x256": {"total": sum(cost.macs.values()), **cost.macs},
-        # none where no weights of this model are installed
-        "weight_bytes": manifest.weight_bytes(name) if installed else None,
-        "fingerprint": manifest.fingerprint(name).hex() if installed else None,
-        "default": installed and manifest.models[0] == name,
+        "weight_bytes": manifest.weight_bytes(name),
+        "fingerprint": manifest.fingerprint(name).hex(),
+        "default": manifest.models[0] == name,
     }
 
 

@@ -3,17 +3,20 @@
 import functools
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from aiocodec import signals
-from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_MAX_PIXELS, VARIANTS
-from aiocodec.errors import BrokenPipe
+from aiocodec.config import DECODED_MAX_PIXELS, DEFAULT_MAX_PIXELS
+from aiocodec.errors import BrokenPipe, ModelError
 from aiocodec.loading import loading
+from aiocodec.pretrained import Manifest
 
 EXIT_CODES = {
     0: "done",
@@ -34,7 +37,6 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(
     f"{code:5}  {text}" for code, text in sorted(EXIT_CODES.items())
 )
 
-MODELS = tuple(VARIANTS)
 STRIPS = ("all", "private")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -77,6 +79,39 @@ class Size(click.ParamType):  # type: ignore[type-arg] # it takes none before cl
 SIZE = Size()
 
 
+class InstalledModel(click.ParamType):  # type: ignore[type-arg] # it takes none before click 8.5
+    """The name of a model that there are weights for. Where there are none at all, or their manifest is
+    damaged, any name passes: the work itself says so, with an exit code for that."""
+
+    name = "model"
+
+    def names(self) -> list[str]:
+        """The models that can be used, the default first."""
+        with suppress(ModelError):
+            return Manifest.read().models
+        return []
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """As that of a click.Choice."""
+        return f"[{'|'.join(self.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The same name."""
+        names = self.names()
+        if names and value not in names:
+            self.fail(f"there are no weights of {value!r}, only of {', '.join(names)}", param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The models that begin so."""
+        return [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
+
+
+MODEL = InstalledModel()
+
+
 class Optional(click.Command):
     """A command with options that need no value: the next argument is the value only where it looks like
     one, and a file of such a name is ./all, for example."""
@@ -113,7 +148,7 @@ def existing_device(ctx: click.Context, param: click.Parameter, device: str) -> 
 
 
 model_option = click.option(
-    "--model", type=click.Choice(MODELS), help="Transforms to use; by default the best that fits."
+    "--model", type=MODEL, help="Transforms to use; by default the best that fits."
 )
 device_option = click.option(
     "--device",

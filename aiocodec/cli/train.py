@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from aiocodec.batch import Row
-from aiocodec.cli.options import EPILOG, FOLDER, MODELS, device_option, grouped
+from aiocodec.cli.options import EPILOG, FOLDER, device_option, grouped
 from aiocodec.cli.report import say
 from aiocodec.config import STRIDE, VARIANTS
 from aiocodec.loading import loading
@@ -38,7 +38,7 @@ def multiple_of_stride(ctx: click.Context, param: click.Parameter, side: int | N
 
 
 variant_option = click.option(
-    "--variant", type=click.Choice(MODELS), default="nano", show_default=True
+    "--variant", type=click.Choice(tuple(VARIANTS)), default="nano", show_default=True
 )
 batch_options = grouped(
     click.option(
