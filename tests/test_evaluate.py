@@ -32,6 +32,7 @@ from aiocodec.evaluate.report import (
     points_table,
     write_report,
 )
+from aiocodec.evaluate.restorers import RESTORERS
 from aiocodec.evaluate.study import (
     Curve,
     Measures,
@@ -258,9 +259,33 @@ def test_a_cascade_is_told_the_noise(folder, run):
     assert restored.points[0][1].encode_cpu_seconds > alone.points[0][1].encode_cpu_seconds
 
 
+@pytest.mark.parametrize(("name", "kind", "gain"), [("dcp", "haze", 1.0), ("dgsm", "rain", 0.2)])
+def test_restorers_of_weather(photo, name, kind, gain):
+    """They need no strength, run on every picture, and bring pictures in their weather nearer to clean."""
+    spec = CodecSpec.parse(f"{name}+webp")
+    assert spec.told(None) == spec.told(25.0) == 0
+    with pytest.raises(ValueError, match="told no strength"):
+        CodecSpec.parse(f"{name}:25+webp")
+    clean = photo.rgb[:256, :256]
+    if kind == "haze":  # thicker upwards, under a gray sky
+        t = np.linspace(0.3, 0.9, len(clean))[:, None, None]
+        spoiled = (clean * t + 200 * (1 - t)).astype(np.uint8)
+    else:  # streaks of 24 pixels, upright
+        rng = np.random.default_rng(0)
+        streaks = np.zeros(clean.shape[:2])
+        for row, column in zip(rng.integers(0, 232, 150), rng.integers(0, 256, 150), strict=True):
+            streaks[row : row + 24, column] = 60
+        spoiled = np.clip(clean + streaks[..., None], 0, 255).astype(np.uint8)
+    restored = RESTORERS[name].restore(spoiled, 0)
+    assert restored.shape == clean.shape and restored.dtype == np.uint8
+    assert psnr(restored, clean) > psnr(spoiled, clean) + gain
+    assert psnr(RESTORERS[name].restore(spoiled[:9, :17], 0), spoiled[:9, :17]) > 5  # any size
+
+
 def test_one_restoration_serves_all_qualities(photo, monkeypatch):
     calls = []
-    monkeypatch.setattr(codecs_module, "_nlm", lambda x, sigma: calls.append(sigma) or x // 2)
+    halved = replace(RESTORERS["nlm"], restore=lambda x, sigma: calls.append(sigma) or x // 2)
+    monkeypatch.setitem(RESTORERS, "nlm", halved)
     coder = Coder(CodecSpec.parse("nlm+jpeg"))
     first, second = (code(coder, photo.rgb, quality, 20.0) for quality in (30, 60))
     other = code(coder, photo.rgb[::2], 30, 20.0)
@@ -365,10 +390,7 @@ def test_a_model_without_weights(folder, run):
 
 
 def test_missing_restorers_are_a_note_unless_asked_for(folder, monkeypatch):
-    find = codecs_module.importlib.util.find_spec
-    monkeypatch.setattr(
-        codecs_module.importlib.util, "find_spec", lambda name: name != "skimage" and find(name)
-    )
+    monkeypatch.setitem(RESTORERS, "nlm", replace(RESTORERS["nlm"], module="no_such_module"))
     study = Study(folder, degradations=["noise:25"])
     assert not study.results.failures and "aiocodec[evaluate]" in study.notes[0]
     study.close()

@@ -29,7 +29,7 @@ LAYERS = [
     {"evaluate.report", "training.checkpoint", "training.validate"},
     {"evaluate.study", "training.export", "training.run"},
     {"evaluate.codecs", "training.data", "training.muon"},
-    {"codec", "light"},
+    {"codec", "light", "evaluate.restorers"},
     {"latents", "pretrained", "search"},
     {"envelope", "hyper", "tiling", "model", "entropy.exact", "entropy.portable"},
     {"transforms", "entropy.frozen"},

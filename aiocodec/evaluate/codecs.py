@@ -5,12 +5,11 @@ A codec is named by a specification,
     [RESTORER[:SIGMA]+]CODEC[:MODEL][/EFFORT][@QUALITY,QUALITY,...]
 
 `aic`, `aic:fast@30,60`, `aic/3`, `jpeg`, `webp`, `avif@20,40`, `nlm+avif`: the last is a cascade, which restores
-with a classical method and codes what it gives. Every codec works in a process of its own, so that
+with a classical method of `restorers` and codes what it gives. Every codec works in a process of its own, so that
 its peak memory is its own and its crash is no one else's.
 """
 
 import functools
-import importlib.util
 import io
 import math
 import os
@@ -27,11 +26,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aiocodec.errors import AicError, CodecMissing, out_of_memory
-
-Pixels = NDArray[np.uint8]  # [H, W, 3], code values 0..255
+from aiocodec.evaluate.restorers import RESTORERS, Pixels
 
 # Of a codec by default; on photographs they span about 0.1 to 1.2 bpp.
 QUALITIES: dict[str, tuple[int, ...]] = {
@@ -47,10 +44,6 @@ PILLOW = {  # format, and the options that make the most of it
         "AVIF",
         {"codec": "aom", "speed": 4, "subsampling": "4:4:4", "advanced": {"tune": "psnr"}},
     ),
-}
-RESTORERS = {  # of noise of a known strength; the module that each needs
-    "nlm": "skimage",
-    "bm3d": "bm3d",
 }
 SIGMAS = (0.0, 255.0)
 
@@ -98,6 +91,8 @@ class CodecSpec:
             strength = math.inf
         if strength is not None and not SIGMAS[0] < strength <= SIGMAS[1]:
             raise ValueError(f"{text!r}: the noise is above 0 and at most 255, not {sigma}")
+        if strength is not None and restorer and not RESTORERS[restorer].of_noise:
+            raise ValueError(f"{text!r}: {restorer} is told no strength")
         return cls(codec, qualities, match["model"], restorer, strength, int(match["effort"] or 0))
 
     @property
@@ -112,8 +107,11 @@ class CodecSpec:
 
     def told(self, added: float | None) -> float | None:
         """The standard deviation of the noise that the restorer is told, where `added` was added, or
-        None where that is unknown. None: the codec cannot be run."""
-        return added if self.sigma is None else self.sigma
+        None where that is unknown or there is none; 0 where there is no restorer, or one that is told
+        nothing. None: the codec cannot be run."""
+        if self.restorer is None or not RESTORERS[self.restorer].of_noise:
+            return 0
+        return (added or None) if self.sigma is None else self.sigma
 
     def check(self) -> None:
         """Raises CodecMissing where this installation cannot run the codec."""
@@ -123,9 +121,8 @@ class CodecSpec:
             name = {"jpeg": "jpg"}.get(self.codec, self.codec)
             if not features.check(name):
                 raise CodecMissing(f"this Pillow has no {self.codec.upper()}")
-        if self.restorer is not None and not importlib.util.find_spec(RESTORERS[self.restorer]):
-            package = "bm3d" if self.restorer == "bm3d" else "'aiocodec[evaluate]'"
-            raise CodecMissing(f"{self.restorer} needs: pip install {package}")
+        if self.restorer is not None:
+            RESTORERS[self.restorer].check(self.restorer)
         try:
             self.identity  # noqa: B018 - of aic it reads the weights' manifest
         except AicError as error:
@@ -149,10 +146,7 @@ class CodecSpec:
         else:
             parts.append(_aic_digest(self.model))
         if self.restorer is not None:
-            from importlib.metadata import version
-
-            package = {"skimage": "scikit-image"}.get(module := RESTORERS[self.restorer], module)
-            parts.append(f"{package} {version(package)}")
+            parts.append(RESTORERS[self.restorer].identity)
         return "; ".join(parts)
 
 
@@ -174,25 +168,6 @@ def _aic_digest(model: str | None) -> str:
 
 
 # --------------------------------------------------------------------------- coding
-
-
-def _nlm(x: Pixels, sigma: float) -> Pixels:
-    """Non-local means (Buades et al. 2005), told sigma, with scikit-image's usual patches; h = 0.6
-    sigma is its advice for this variant."""
-    from skimage.restoration import denoise_nl_means
-
-    s = sigma / 255
-    clean = denoise_nl_means(
-        x / 255, patch_size=5, patch_distance=6, h=0.6 * s, sigma=s, fast_mode=True, channel_axis=-1
-    )
-    return np.clip(np.round(255 * clean), 0, 255).astype(np.uint8)
-
-
-def _bm3d(x: Pixels, sigma: float) -> Pixels:
-    """Colour BM3D (Dabov et al. 2007) by the package of its authors, told sigma."""
-    from bm3d import bm3d_rgb
-
-    return np.clip(np.round(255 * bm3d_rgb(x / 255, sigma / 255)), 0, 255).astype(np.uint8)
 
 
 class Coder:
@@ -230,14 +205,14 @@ class Coder:
                     return np.asarray(image.convert("RGB"))
 
             self.encode, self.decode = encode, decode
-        self.restorer = {"nlm": _nlm, "bm3d": _bm3d}.get(spec.restorer or "")
+        self.restorer = RESTORERS[spec.restorer].restore if spec.restorer else None
         self._restored: tuple[tuple[bytes, float], Restored] | None = None
         warm = np.full((64, 64, 3), 128, np.uint8)
         self.decode(self.encode(warm, 50))  # what is set up at the first use is no part of a file
 
-    def restore(self, x: Pixels, sigma: float | None) -> "Restored":
+    def restore(self, x: Pixels, sigma: float) -> "Restored":
         """What is to be coded; the last image is kept, as one restoration serves all qualities."""
-        if self.restorer is None or sigma is None:
+        if self.restorer is None:
             return Restored(x)
         key = sha256(x.tobytes()).digest(), sigma
         if self._restored is None or self._restored[0] != key:
@@ -271,8 +246,8 @@ class Coded:
     peak_mib: float | None  # resident memory of the codec's whole process; None where not measured
 
 
-def code(coder: Coder, x: Pixels, quality: int, sigma: float | None = None) -> Coded:
-    """Code an image to a file and back."""
+def code(coder: Coder, x: Pixels, quality: int, sigma: float = 0) -> Coded:
+    """Code an image to a file and back; `sigma` is what a restorer is told (see `CodecSpec.told`)."""
     restored = coder.restore(x, sigma)
     _reset_peak()
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -349,7 +324,7 @@ class Worker:
         self._arguments = spec, device, threads
         self._process: subprocess.Popen[bytes] | None = None
 
-    def code(self, x: Pixels, quality: int, sigma: float | None = None) -> Coded:
+    def code(self, x: Pixels, quality: int, sigma: float = 0) -> Coded:
         """As `code`, over there. Raises CodecMissing where the codec cannot be set up, the AicError
         that came back, or one that says that the process died."""
         if self._process is None:

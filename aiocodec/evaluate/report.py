@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, features
 
 from aiocodec import __version__
 from aiocodec.errors import AicError
-from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels
+from aiocodec.evaluate.codecs import CodecSpec, Coded
+from aiocodec.evaluate.restorers import Pixels
 from aiocodec.evaluate.study import NO_EXTRA, Curve, Delta, Measures, Results, Sample, Study
 from aiocodec.metrics import bd_psnr, bpp, psnr
 
@@ -202,7 +203,7 @@ def at_size(
     study: Study,
     spec: CodecSpec,
     x: Pixels,
-    sigma: float | None,
+    sigma: float,
     size: int,
     known: Iterable[tuple[int, float]] = (),
 ) -> tuple[int, Coded]:
@@ -316,8 +317,8 @@ def compare(study: Study, degradation: str, pixels: int = WHOLE) -> Iterator[Com
         clean, x = pair
         height, width, _ = clean.shape
 
-        def told(spec: CodecSpec) -> float | None:
-            return spec.told(study.noise(degradation)) if spec.restorer else None
+        def told(spec: CodecSpec) -> float:
+            return spec.told(study.noise(degradation)) or 0
 
         middle = reference.qualities[(len(reference.qualities) - 1) // 2]
         ours = study.workers[reference.name].code(x, middle, told(reference))

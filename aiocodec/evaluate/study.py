@@ -31,7 +31,8 @@ from platformdirs import user_cache_path
 
 from aiocodec import __version__
 from aiocodec.errors import AicError, CodecMissing, ImageError, LimitError, out_of_memory
-from aiocodec.evaluate.codecs import CodecSpec, Coded, Pixels, Worker
+from aiocodec.evaluate.codecs import CodecSpec, Coded, Worker
+from aiocodec.evaluate.restorers import Pixels
 from aiocodec.image import SUFFIXES, Picture, read
 from aiocodec.metrics import (
     bd_psnr,
@@ -586,9 +587,9 @@ class Study:
         return None if degradation in self._folders else noise_of(degradation)
 
     def applicable(self, degradation: str) -> list[CodecSpec]:
-        """The codecs that make sense for a degradation: a restorer must know the noise."""
+        """The codecs that make sense for a degradation: a restorer of noise must know its strength."""
         noise = self.noise(degradation)
-        return [spec for spec in self.specs if spec.restorer is None or spec.told(noise)]
+        return [spec for spec in self.specs if spec.told(noise) is not None]
 
     def __len__(self) -> int:
         """How many files there are to measure."""
@@ -666,7 +667,8 @@ class Study:
         x: Pixels,
         digest: str,
     ) -> Measures:
-        sigma = spec.told(self.noise(degradation)) if spec.restorer else None
+        sigma = spec.told(self.noise(degradation))
+        assert sigma is not None  # as the codec is applicable
         key = f"{self._settings}, {spec.identity}, {sigma}, {quality}, {digest}"
         key = sha256(key.encode()).hexdigest()
         measures = self._cache.get(key)
