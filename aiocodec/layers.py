@@ -322,21 +322,36 @@ def frequency_basis(channels: int, block: int = BLOCK) -> Tensor:
     of RGB blocks in the channel order of `pixel_unshuffle`; of luma two thirds (or all there are) and
     of the two chroma axes the rest. At most 3 * block**2 channels. What a linear transform of `block`
     pixels starts from."""
-    n = np.arange(block)
     dct = _dct2(block)
     colour = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]])
     colour = colour / np.linalg.norm(colour, axis=1, keepdims=True)
+    rows = [
+        np.einsum("c,i,j->cij", colour[axis], dct[u], dct[v]).ravel()
+        for axis, u, v in _frequencies(channels, block)
+    ]
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def equaliser(channels: int, block: int = BLOCK) -> Tensor:
+    """[channels] factors for what `frequency_basis` gives of photographs in 0..1, after which all channels
+    vary about equally. Without them the mean of a block is some 250 times as large as its finest
+    detail, and what a network learns from is the mean alone."""
+    factors = [
+        (1 + u + v) ** 1.3 * (1 if axis == 0 else 4) / (0.46 * block)
+        for axis, u, v in _frequencies(channels, block)
+    ]
+    return torch.from_numpy(np.array(factors, dtype=np.float32))
+
+
+def _frequencies(channels: int, block: int) -> list[tuple[int, int, int]]:
+    """The axis of colour and the two frequencies of every row of `frequency_basis`."""
+    n = range(block)
     order = sorted(((u, v) for u in n for v in n), key=lambda f: (sum(f), f))
     luma = min(channels - 2 * (channels // 6), block**2)
     counts = (luma, (channels - luma) // 2, (channels - luma + 1) // 2)
     if max(counts) > block**2:
         raise ValueError(f"blocks of {block} pixels have no {channels} frequencies")
-    rows = [
-        np.einsum("c,i,j->cij", colour[axis], dct[u], dct[v]).ravel()
-        for axis, count in enumerate(counts)
-        for u, v in order[:count]
-    ]
-    return torch.from_numpy(np.stack(rows).astype(np.float32))
+    return [(axis, u, v) for axis, count in enumerate(counts) for u, v in order[:count]]
 
 
 def _dct2(size: int) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from aiocodec.layers import (
     Statistic,
     conv3,
     down,
+    equaliser,
     frequency_basis,
     no_autocast,
     pointwise,
@@ -136,6 +137,7 @@ class Analysis(TwoPaths):
             if self.stride > 1:
                 known = min(stages[0].width, 3 * self.stride**2)
                 basis = frequency_basis(known, self.stride)
+                basis = basis * equaliser(known, self.stride)[:, None]
                 self.stem.weight[:known] = basis[:, :, None, None]
 
     def linear_path(self, x: Tensor, quality: Tensor) -> Tensor:
@@ -205,11 +207,15 @@ class Synthesis(TwoPaths):
         self.linear = LinearSynthesis(n, config.lapped)
         self.linear_gain = _latent_gain(n, -1)
         with torch.no_grad():
-            self.tail.weight *= 0.1
+            first: nn.Conv2d = self.head[0]  # type: ignore[assignment]
+            equal = equaliser(n).to(first.weight.device) / BASIS_SCALE
+            first.weight *= equal[:, None, None]
+            self.tail.weight *= 0.02
             if self.stride > 1:
                 known = min(stages[0].width, 3 * self.stride**2)
                 basis = frequency_basis(known, self.stride)
-                self.tail.weight[:, :known, 1, 1] = 0.1 * basis.T
+                basis = basis / equaliser(known, self.stride)[:, None]
+                self.tail.weight[:, :known, 1, 1] = 0.03 * basis.T
 
     def linear_path(self, y_hat: Tensor, quality: Tensor) -> Tensor:
         x_hat: Tensor = self.linear(self.linear_gain(y_hat, quality)) + 0.5

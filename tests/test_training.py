@@ -33,7 +33,8 @@ from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
 from aiocodec.training.loop import anneal, train
 from aiocodec.training.muon import Muon, orthogonalise
 from aiocodec.training.run import Run, compile_parts, optimisers, rate_distortion
-from aiocodec.training.validate import VALIDATION, plot, validate
+from aiocodec.training.validate import VALIDATION, deep_share, plot, validate
+from aiocodec.transforms import Piece
 
 TINY = ModelConfig(
     "tiny",
@@ -761,6 +762,21 @@ def test_a_small_error_counts_in_full(monkeypatch):
     assert slope == pytest.approx(lmbda(quality).item(), rel=0.02)
 
 
+def test_a_dead_deep_path_is_noticed(folder, monkeypatch):
+    """It is worth decibels where it carries a part of the picture, and none where it is the same everywhere."""
+    images = Photographs.load(folder)
+    torch.manual_seed(0)
+    model = Model(TINY).eval().requires_grad_(False)
+    g_s = model.transforms.g_s
+    g_s.tail.weight.zero_()
+    g_s.tail.bias.copy_(torch.linspace(-0.1, 0.1, len(g_s.tail.bias)))
+    assert deep_share(model, images) == pytest.approx(0, abs=1e-3)
+    g_s.linear.weight.mul_(0.5)
+    rest = Piece(lambda y_hat: g_s.linear_path(y_hat, torch.tensor([50.0])) - 0.5, 0, 1)
+    monkeypatch.setattr(g_s, "pieces", lambda quality: [rest])
+    assert deep_share(model, images) > 1
+
+
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     model = Model(TINY)
@@ -785,11 +801,17 @@ def test_muon_trains_the_convolutions_and_adamw_the_rest():
     )
     assert not matrices & others
     assert matrices | others == {id(p) for p in model.parameters()}
-    assert {id(model.transforms.g_a.stem.weight), id(model.transforms.g_s.tail.weight)} <= matrices
-    assert {
-        id(model.transforms.g_a.linear.weight),
-        id(model.transforms.g_s.linear.weight),
-    } <= others
+    g_a, g_s = model.transforms.g_a, model.transforms.g_s
+    assert {id(g_a.stem.weight), id(g_s.tail.weight)} <= matrices
+    assert {id(g_a.linear.weight), id(g_s.linear.weight)} <= others
+    groups = [[group["params"] for group in o.param_groups] for o in (muon, adamw)]
+    apart = [[[g_a.head.weight], [g_s.tail.weight]], [[g_s.linear.weight]]]
+    assert [[*map(id, p)] for some in groups for p in some[1:]] == [
+        [*map(id, p)] for some in apart for p in some
+    ]
+    rates = QUICK.rates
+    assert [len(some) for some in rates] == [len(some) for some in groups]
+    assert all(rate < some[0] for some in rates for rate in some[1:])
     assert all(
         (id(m.weight) in others)
         == (
@@ -858,9 +880,10 @@ def test_steps_lower_the_loss_and_go_on_from_a_checkpoint(tmp_path):
 
 
 def test_the_learning_rate_rises_and_stays_and_falls_to_zero_in_a_branch():
-    config = TrainConfig(warmup=10)
+    config = TrainConfig(warmup=10, pace=((0.0, 1.0), (300.0, 0.5)))
     assert config.lr_factor(0, 0.0) == pytest.approx(0.1)
-    assert config.lr_factor(10, 0.1) == config.lr_factor(10, 1e9) == 1
+    assert config.lr_factor(10, 0.1) == config.lr_factor(10, 299) == 1
+    assert config.lr_factor(10, 300) == config.lr_factor(10, 1e9) == 0.5
     branch = replace(config, anneal=(100.0, 200.0))
     factors = [branch.lr_factor(10, megapixels) for megapixels in (50, 100, 125, 150, 200, 250)]
     assert factors == pytest.approx([1, 1, 0.5, 1 - 0.5**0.5, 0, 0])

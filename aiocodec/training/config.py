@@ -22,6 +22,11 @@ PHASES: dict[str, Phases] = {
 # what looks like a cost to clean photographs (weights/TRAINING.md, section 6, has what is known).
 HOPELESS = ((0.0, 0.1), (500.0, 0.25), (900.0, 0.1))
 ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
+PACE = ((0.0, 1.0), (1000.0, 0.5), (4000.0, 0.3))
+# Steps of the last matrices beside those of all others. What the deep path of g_s adds to x_hat is small
+# beside its features, and so is its last matrix: at the full rate the noise of its steps was such that
+# g_s turned its deep path off, for good. The linear path of g_s is its analysis divided by 64.
+HEAD_RATE, TAIL_RATE, LINEAR_RATE = 1 / 4, 1 / 32, 1 / 64
 ANNEALED_SHARE = 0.2  # of what a run has seen, for the branch that ends it
 
 
@@ -40,7 +45,10 @@ class TrainConfig:
     hopeless: tuple[tuple[float, float], ...] = HOPELESS
     """(megapixels from which on it holds, HOPELESS): from an MSE of HOPELESS / sqrt(lmbda) on an error
     counts by its logarithm; 0.1 is about eight times the MSE of clean images."""
-    lr_matrix: float = 3e-3  # of Muon, for the matrices
+    lr_matrix: float = 3e-3  # of Muon, for the matrices, where `pace` is 1
+    pace: tuple[tuple[float, float], ...] = PACE
+    """(megapixels from which on it holds, factor of all rates): a run without an end slows down by steps,
+    as the noise of long strides hides ever more of what there is to learn."""
     warmup: int = 100  # steps
     clip: float = 1.0  # gradient norm
     spike: float = 8.0  # a gradient norm this many times the usual one skips the step
@@ -58,7 +66,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if any(side % STRIDE for _, side, _ in self.phases):
             raise ValueError(f"patch sides must be multiples of {STRIDE}")
-        if any(schedule[0][0] != 0 for schedule in (self.phases, self.depths, self.hopeless)):
+        if any(
+            schedule[0][0] != 0 for schedule in (self.phases, self.depths, self.hopeless, self.pace)
+        ):
             raise ValueError("a schedule begins at 0 megapixels")
         if self.anneal is not None and not self.anneal[0] < self.anneal[1]:
             raise ValueError("a branch must end after its beginning")
@@ -89,6 +99,12 @@ class TrainConfig:
         """The learning rate of AdamW, for everything but the matrices."""
         return self.lr_matrix / 5
 
+    @property
+    def rates(self) -> tuple[tuple[float, ...], ...]:
+        """The learning rates of `run.optimisers`, by optimiser and group."""
+        matrix, other = self.lr_matrix, self.lr_other
+        return (matrix, matrix * HEAD_RATE, matrix * TAIL_RATE), (other, other * LINEAR_RATE)
+
     def phase(self, megapixels: float) -> tuple[int, int]:
         """Patch side and batch after so many megapixels."""
         _, side, count = [phase for phase in self.phases if phase[0] <= megapixels][-1]
@@ -103,9 +119,12 @@ class TrainConfig:
         return [value for start, value in self.hopeless if start <= megapixels][-1]
 
     def lr_factor(self, step: int, megapixels: float) -> float:
-        """Linear warm-up, then constant; in a branch 1 - sqrt to zero (Hägele et al., "Scaling laws and
-        compute-optimal training beyond fixed training durations", 2024)."""
-        return min(1.0, (step + 1) / self.warmup) * (1 - math.sqrt(self.progress(megapixels)))
+        """Linear warm-up, then the pace; in a branch 1 - sqrt to zero besides (Hägele et al., "Scaling laws
+        and compute-optimal training beyond fixed training durations", 2024)."""
+        pace = [factor for start, factor in self.pace if start <= megapixels][-1]
+        return (
+            min(1.0, (step + 1) / self.warmup) * pace * (1 - math.sqrt(self.progress(megapixels)))
+        )
 
     def progress(self, megapixels: float) -> float:
         """The share of a branch that is done, 0..1; 0 for a run without an end."""

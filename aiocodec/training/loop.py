@@ -36,7 +36,7 @@ from aiocodec.training.config import ANNEALED_SHARE, TrainConfig
 from aiocodec.training.cores import prepare
 from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
 from aiocodec.training.run import Run, compile_parts
-from aiocodec.training.validate import plot, validate, validate_pairs
+from aiocodec.training.validate import deep_share, plot, validate, validate_pairs
 
 BRIEFLY = 8  # of the validation, every so many pictures are looked at while a run goes on
 SKIPS = 20  # skipped steps in a row after which a run has diverged
@@ -146,7 +146,7 @@ def train(
             rows = validate(run.average, held, every=every)
             for name, some in unseen.items():
                 rows += validate_pairs(run.average, some, f"{name} pairs", every=every)
-            log({"validation": rows})
+            log({"validation": rows, "deep_share": round(deep_share(run.average, held, every), 3)})
             plot(output / "log.jsonl", output)
 
     def deepen_if_due() -> None:

@@ -6,7 +6,8 @@ A convolution's weight is taken as the matrix [outputs, inputs * kernel area].
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from aiocodec.training.cores import has_bfloat16, on_each_core
 
@@ -23,7 +24,11 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, every: int = 2
+        self,
+        params: ParamsT,
+        lr: float,
+        momentum: float = 0.95,
+        every: int = 2,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "every": every, "turn": 0})
 

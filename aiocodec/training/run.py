@@ -52,8 +52,12 @@ def _precision(device: torch.device) -> AbstractContextManager[object]:
 
 
 def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the weight of every convolution whose outputs each have at least 16 inputs, AdamW
-    for all other parameters and for the linear paths, which start as a good transform already."""
+    """Muon for the weight of every convolution whose outputs each have at least 16 inputs; AdamW for all
+    other parameters and for the linear paths, which start as a good transform already. What ends g_a
+    and g_s has groups of its own (see `TrainConfig.rates`)."""
+    g_a, g_s = model.transforms.g_a, model.transforms.g_s
+    head, tail, linear = g_a.head.weight, g_s.tail.weight, g_s.linear.weight
+    apart = {id(head), id(tail), id(linear)}
     matrix_ids = {
         id(module.weight)
         for module in model.modules()
@@ -61,12 +65,12 @@ def optimisers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]
         and not isinstance(module, LinearAnalysis | LinearSynthesis)
         and module.weight.shape[1] >= 16
     }
-    matrices = [p for p in model.parameters() if id(p) in matrix_ids]
-    others = [p for p in model.parameters() if id(p) not in matrix_ids]
+    matrices = [p for p in model.parameters() if id(p) in matrix_ids - apart]
+    others = [p for p in model.parameters() if id(p) not in matrix_ids | apart]
     return [
-        Muon(matrices, config.lr_matrix),
+        Muon([{"params": some} for some in (matrices, [head], [tail])], config.lr_matrix),
         torch.optim.AdamW(
-            others,
+            [{"params": some} for some in (others, [linear])],
             config.lr_other,
             betas=(0.9, 0.99),
             weight_decay=0.0,
@@ -170,9 +174,9 @@ class Run:
         weight = 0.01 if self.step > config.warmup else 0.1
         self.usual_norm += weight * (norm - self.usual_norm)
         factor = config.lr_factor(self.step, self.megapixels)
-        for optimiser, lr in zip(self.optimisers, (config.lr_matrix, config.lr_other), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = lr * factor
+        for optimiser, rates in zip(self.optimisers, config.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             optimiser.step()
         self.step += 1
         self.pixels += clean.shape[0] * clean.shape[2] * clean.shape[3]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from aiocodec.config import STRIDE
 from aiocodec.degrade import apply
@@ -55,6 +56,28 @@ def validate_pairs(
     chosen = range(0, len(pairs), every)
     samples = ((_cropped(pairs.clean[i]), _cropped(pairs.spoiled[i])) for i in chosen)
     return _curve(model, name, samples, qualities)
+
+
+@torch.no_grad()
+def deep_share(model: Model, images: Photographs, every: int = 1) -> float:
+    """How many decibels clean images lose at quality 50 where the deep path of g_s gives the same
+    everywhere, on average; about 0 where that has died, which no rate and no PSNR alone would tell."""
+    g_s, lost = model.transforms.g_s, []
+    phases = g_s.stride
+    for i in range(0, len(images), every):
+        x = _cropped(images[i])
+        quality = torch.full((1,), 50.0, device=x.device)
+        y = model.transforms.g_a(x, quality)
+        y_hat, _, _ = model.entropy(y, model.transforms.h_a(y), quality, noise=False)
+        linear, x_hat = g_s.linear_path(y_hat, quality), g_s(y_hat, quality)
+        deep = F.pixel_unshuffle(x_hat - linear, phases)
+        same = F.pixel_shuffle(deep.mean((2, 3), keepdim=True).expand_as(deep), phases)
+        both, without = (
+            psnr_from_mse((picture.clamp(0, 1) - x).square().mean().item())
+            for picture in (x_hat, linear + same)
+        )
+        lost.append(both - without)
+    return sum(lost) / len(lost)
 
 
 def _cropped(image: Tensor) -> Tensor:
