@@ -22,7 +22,7 @@ from aiocodec.degrade import degrade
 from aiocodec.errors import out_of_memory
 from aiocodec.model import Model, complexity
 from aiocodec.training.config import TrainConfig
-from aiocodec.training.cores import prepare
+from aiocodec.training.cores import has_bfloat16, prepare
 from aiocodec.training.run import Run, compile_parts, rate_distortion
 
 
@@ -64,7 +64,8 @@ def machine(device: str) -> dict[str, float]:
     of a copy (read and written)."""
     cuda = device.startswith("cuda")
     side = 8192 if cuda else 1536
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    half = has_bfloat16(torch.device(device))
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if half else torch.float32)
     b = torch.empty(1 << (30 if cuda else 26), dtype=torch.uint8, device=device)
     c = torch.empty_like(b)
     return {
