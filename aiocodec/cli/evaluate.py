@@ -37,7 +37,8 @@ from aiocodec.loading import loading
     metavar="[RESTORER+]NAME[:MODEL][/EFFORT][@Q,Q]",
     multiple=True,
     help="aic, aic:nano@30,60, aic/3, jpeg, webp, avif, nlm+avif (denoised first, told the noise;"
-    " bm3d too), dcp+avif (haze removed first), dgsm+avif (rain); the first is compared with the others. May be repeated."
+    " bm3d too), dcp+avif (haze removed first), dgsm+avif (rain); the first is compared with the others."
+    " May be repeated."
     "  [default: aic, jpeg, webp, avif, nlm+avif]",
 )
 @click.option(
