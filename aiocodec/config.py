@@ -144,7 +144,7 @@ VARIANTS = {
         ModelConfig(
             "nano",
             analysis=(Stage(8, 128, _analysis(4)),),
-            synthesis=(Stage(4, 64, ("dcb",) * 2), Stage(8, 128, ("dcb",) * 4)),
+            synthesis=(Stage(4, 32, ("dcb",) * 2), Stage(8, 128, ("dcb",) * 4)),
             entropy=EntropyConfig(hyper=96, width=192),
         ),
         ModelConfig(

@@ -22,7 +22,7 @@ PHASES: dict[str, Phases] = {
 # what looks like a cost to clean photographs (weights/TRAINING.md, section 6, has what is known).
 HOPELESS = ((0.0, 0.1), (500.0, 0.25), (900.0, 0.1))
 ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
-PACE = ((0.0, 1.0), (800.0, 0.5), (4000.0, 0.25), (16000.0, 0.125))
+PACE = ((0.0, 1.0), (2000.0, 0.5), (8000.0, 0.25))
 # Steps of the last matrices beside those of all others. What the deep path of g_s adds to x_hat is small
 # beside its features, and so is its last matrix: at the full rate the noise of its steps was such that
 # g_s turned its deep path off, for good. The linear path of g_s is its analysis divided by 64.
@@ -45,7 +45,7 @@ class TrainConfig:
     hopeless: tuple[tuple[float, float], ...] = HOPELESS
     """(megapixels from which on it holds, HOPELESS): from an MSE of HOPELESS / sqrt(lmbda) on an error
     counts by its logarithm; 0.1 is about eight times the MSE of clean images."""
-    lr_matrix: float = 6e-3  # of Muon, for the matrices, where `pace` is 1
+    lr_matrix: float = 3e-3  # of Muon, for the matrices, where `pace` is 1
     pace: tuple[tuple[float, float], ...] = PACE
     """(megapixels from which on it holds, factor of all rates): a run without an end slows down by steps,
     as the noise of long strides hides ever more of what there is to learn."""
