@@ -15,7 +15,7 @@ from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import Model
 from aiocodec.training.data import Pairs, Photographs
 
-VALIDATION = ("clean", "noise:15", "noise:25", "noise:50", "haze", "rain", "snow", "jpeg:40")
+VALIDATION = ("clean", "noise:25", "noise:50", "camera", "haze", "rain", "snow", "jpeg:40")
 VALIDATION_QUALITIES = (10, 50, 90)
 
 
