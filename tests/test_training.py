@@ -912,6 +912,26 @@ def test_validation_degrades_the_same_way_every_time(folder):
     assert rows != validate(model, images, names, every=2)
 
 
+def test_a_log_of_validations_that_changed_is_plotted(tmp_path):
+    """A run may go on with a version of the package that validates other degradations."""
+    rows = [
+        {
+            "megapixels": megapixels,
+            "validation": [
+                {"degradation": name, "quality": q, "bpp": q / 100, "psnr": 30 + q / 10}
+                for name in names
+                for q in (10, 50)
+            ],
+        }
+        for megapixels, names in ((1, ["clean", "noise:15"]), (2, ["clean", "camera"]))
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert plot(tmp_path / "log.jsonl", tmp_path)
+    for name in ("rd.png", "progress.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
+
+
 def test_a_log_without_validation_is_plotted(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 0}\n')
     assert plot(tmp_path / "log.jsonl", tmp_path)

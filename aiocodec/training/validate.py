@@ -129,15 +129,15 @@ def plot(log: Path, folder: Path) -> bool:
         FigureCanvasAgg(figure)
         panels = figure.subplots(lines, columns, squeeze=False).flat
         for name, axes in zip(names, panels, strict=False):
+            curves = {row["megapixels"]: curve(row, name) for row in rows if curve(row, name)}
             if picture == "rd":
-                for age, row in enumerate(reversed(rows)):
+                for age, points in enumerate(reversed(curves.values())):
                     old = {"color": "0.75", "zorder": 1}
                     style = old if age else {"color": "C0", "marker": "o"}
-                    axes.plot(*zip(*curve(row, name), strict=True), **style)
+                    axes.plot(*zip(*points, strict=True), **style)
             else:
-                seen = [row["megapixels"] for row in rows]
-                for points in zip(*(curve(row, name) for row in rows), strict=True):
-                    axes.plot(seen, [psnr for _, psnr in points], marker=".")
+                for quality in zip(*curves.values(), strict=True):
+                    axes.plot(list(curves), [psnr for _, psnr in quality], marker=".")
             axes.set(title=name, xlabel=label, ylabel="PSNR (dB)")
             axes.grid(alpha=0.3)
         figure.savefig(folder / f"{picture}.png", dpi=110)
