@@ -18,9 +18,6 @@ PHASES: dict[str, Phases] = {
     "cpu": ((0.0, 128, 8), (400.0, 192, 6), (2000.0, 256, 6)),
     "cuda": ((0.0, 256, 32), (20000.0, 320, 32)),
 }
-# Severe weather is beyond a young network, which it would only disturb; more weight later on hastens it, at
-# what looks like a cost to clean photographs (weights/TRAINING.md, section 6, has what is known).
-HOPELESS = ((0.0, 0.1), (500.0, 0.25), (900.0, 0.1))
 ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
 PACE = ((0.0, 1.0), (2000.0, 0.5), (8000.0, 0.25))
 # Steps of the last matrices beside those of all others. What the deep path of g_s adds to x_hat is small
@@ -42,9 +39,6 @@ class TrainConfig:
     anneal: tuple[float, float] | None = None
     """The megapixels at which the rates begin to fall and at which they are zero; without it they stay
     as they are and the run has no end."""
-    hopeless: tuple[tuple[float, float], ...] = HOPELESS
-    """(megapixels from which on it holds, HOPELESS): from an MSE of HOPELESS / sqrt(lmbda) on an error
-    counts by its logarithm; 0.1 is about eight times the MSE of clean images."""
     lr_matrix: float = 3e-3  # of Muon, for the matrices, where `pace` is 1
     pace: tuple[tuple[float, float], ...] = PACE
     """(megapixels from which on it holds, factor of all rates): a run without an end slows down by steps,
@@ -53,8 +47,7 @@ class TrainConfig:
     clip: float = 1.0  # gradient norm
     spike: float = 8.0  # a gradient norm this many times the usual one skips the step
     ema: float = 0.999  # decay of the averaged weights, which are validated and released
-    balance: float = 0.1  # weights the loss by lmbda ** -balance, so that high rates rule less
-    clean: float = 0.45  # probability of a photograph without degradation
+    clean: float = 0.5  # probability of a photograph without degradation
     pairs: float = 0.15  # share of the patches that come from pairs, where there are any
     scenes: float = 0.05  # share that is made hazy by measured depth, where there is any
     compile: bool = False  # the transforms and the entropy model, by torch.compile
@@ -66,9 +59,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if any(side % STRIDE for _, side, _ in self.phases):
             raise ValueError(f"patch sides must be multiples of {STRIDE}")
-        if any(
-            schedule[0][0] != 0 for schedule in (self.phases, self.depths, self.hopeless, self.pace)
-        ):
+        if any(schedule[0][0] != 0 for schedule in (self.phases, self.depths, self.pace)):
             raise ValueError("a schedule begins at 0 megapixels")
         if self.anneal is not None and not self.anneal[0] < self.anneal[1]:
             raise ValueError("a branch must end after its beginning")
@@ -113,10 +104,6 @@ class TrainConfig:
     def depth(self, megapixels: float) -> int:
         """Blocks that a stage has at most after so many megapixels."""
         return [depth for start, depth in self.depths if start <= megapixels][-1]
-
-    def hopeless_at(self, megapixels: float) -> float:
-        """HOPELESS after so many megapixels."""
-        return [value for start, value in self.hopeless if start <= megapixels][-1]
 
     def lr_factor(self, step: int, megapixels: float) -> float:
         """Linear warm-up, then the pace; in a branch 1 - sqrt to zero besides (Hägele et al., "Scaling laws

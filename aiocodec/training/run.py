@@ -1,11 +1,13 @@
 """A training run between two steps: weights, their average, optimisers and counters; and one step.
 
-    loss = lmbda(quality) * d(x_hat, clean) + bpp(y) + bpp(z)                (paper, equation 4)
+    loss = log(lmbda(quality) * d(x_hat, clean) + bpp(y) + bpp(z))
 
-The quality is drawn per image, so one network learns the whole range of rates. d is the mean
-squared error, but grows only as its logarithm where that is many times what a clean image has at
-the same quality: no bits can bring back what thick haze has hidden, and such images would rule the
-gradient. How many times is a schedule (`TrainConfig.hopeless`).
+The quality is drawn per image, so one network learns the whole range of rates. Within the logarithm
+is the paper's equation 4, which for a picture in heavy snow at a high rate is 150 times what it is for
+a clean one at a low rate: few such pictures would rule the gradient. By the logarithm every picture
+counts by the share of its loss that is gained. d is the mean squared error, but grows only as its
+logarithm where that is many times what a clean image has at the same quality (HOPELESS), as what
+thick haze has hidden no bits can bring back.
 
 Matrices are trained by Muon, everything else by AdamW.
 """
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aiocodec.config import LMBDA_MAX, LMBDA_MIN, ModelConfig
+from aiocodec.config import ModelConfig
 from aiocodec.errors import LimitError
 from aiocodec.layers import LinearAnalysis, LinearSynthesis
 from aiocodec.model import Model, deepen, lmbda
@@ -25,26 +27,26 @@ from aiocodec.training.config import TrainConfig
 from aiocodec.training.cores import has_bfloat16, on_each_core
 from aiocodec.training.muon import Muon
 
+# From an MSE of HOPELESS / sqrt(lmbda) on, about 16 times that of clean images, an error counts by its
+# logarithm. Without it clean photographs pay for the weather (weights/TRAINING.md, section 9).
+HOPELESS = 0.2
+
 
 def rate_distortion(
     model: Model,
     clean: Tensor,
     degraded: Tensor,
     quality: Tensor,
-    balance: float = 0.0,
-    hopeless: float = 0.1,
     noise: bool | torch.Generator = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """loss (mean over the batch), bpp and MSE on [0, 1] (per image); `balance` and `hopeless` are those of
-    TrainConfig, `noise` that of Model."""
+    """loss (mean over the batch), bpp and MSE on [0, 1] (per image); `noise` is that of Model."""
     with _precision(clean.device):
         out = model(degraded, quality, noise)
     mse, bpp = (out.x_hat - clean).square().flatten(1).mean(1), out.bpp()
     lam = lmbda(quality)
-    most = hopeless / lam.sqrt()
+    most = HOPELESS / lam.sqrt()
     distortion = most * torch.log1p(mse / most)
-    weight = (lam / math.sqrt(LMBDA_MIN * LMBDA_MAX)) ** -balance
-    return (weight * (lam * distortion + bpp)).mean(), bpp, mse
+    return (lam * distortion + bpp).log().mean(), bpp, mse
 
 
 def _precision(device: torch.device) -> AbstractContextManager[object]:
@@ -192,7 +194,7 @@ class Run:
 
         CPU cores with bfloat16 take a part of the batch each, as operations are too short there to be
         shared."""
-        config, hopeless = self.config, self.config.hopeless_at(self.megapixels)
+        config = self.config
         parameters = list(self.model.parameters())
         whole = clean.is_cuda or config.compile or not has_bfloat16(clean.device)
         parts = 1 if whole else min(torch.get_num_threads(), len(clean))
@@ -203,7 +205,7 @@ class Run:
             noise: bool | torch.Generator = True
             if not config.compile:  # which knows no generators
                 noise = torch.Generator(clean.device).manual_seed(seeds[i])
-            losses = rate_distortion(self.model, x_hat, x, q, config.balance, hopeless, noise)
+            losses = rate_distortion(self.model, x_hat, x, q, noise)
             share = len(q) / len(quality)
             values = tuple(share * loss.mean() for loss in losses)
             grads = torch.autograd.grad(values[0], parameters, materialize_grads=True)
