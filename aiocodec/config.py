@@ -79,7 +79,7 @@ class ModelConfig:
     synthesis: tuple[Stage, ...]  # of g_s, finest first too, though it runs from the coarsest
     entropy: EntropyConfig = EntropyConfig()
     gain_stride: int = 8  # of the stage before whose blocks the quality enters
-    lapped: bool = True  # the linear path overlaps its blocks; the first generation's did not
+    lapped: bool = True  # the linear path overlaps its blocks, else it begins as a plain DCT
 
     def __post_init__(self) -> None:
         for stages in (self.analysis, self.synthesis):
@@ -124,7 +124,7 @@ def _tuples(value: Any) -> Any:
 
 def _analysis(count: int) -> tuple[str, ...]:
     """Plain blocks, but the second, which sees the whole picture: haze is a matter of all of it. In g_s
-    the paper's block costs more time than it is worth (weights/TRAINING.md, section 6)."""
+    the paper's block costs more time than it is worth (weights/TRAINING.md, section 3)."""
     return ("dcb", "hatb", *("dcb",) * (count - 2))
 
 
@@ -145,7 +145,7 @@ VARIANTS = {
             "nano",
             analysis=(Stage(8, 128, _analysis(4)),),
             synthesis=(Stage(4, 32, ("dcb",) * 2), Stage(8, 128, ("dcb",) * 4)),
-            entropy=EntropyConfig(hyper=96, width=192),
+            entropy=EntropyConfig(latents=320, hyper=96, width=192),
         ),
         ModelConfig(
             "fast",

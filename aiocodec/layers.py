@@ -327,7 +327,7 @@ def frequency_basis(channels: int, block: int = BLOCK) -> Tensor:
     colour = colour / np.linalg.norm(colour, axis=1, keepdims=True)
     rows = [
         np.einsum("c,i,j->cij", colour[axis], dct[u], dct[v]).ravel()
-        for axis, u, v in _frequencies(channels, block)
+        for axis, u, v in frequencies(channels, block)
     ]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
@@ -338,12 +338,12 @@ def equaliser(channels: int, block: int = BLOCK) -> Tensor:
     detail, and what a network learns from is the mean alone."""
     factors = [
         (1 + u + v) ** 1.3 * (1 if axis == 0 else 4) / (0.46 * block)
-        for axis, u, v in _frequencies(channels, block)
+        for axis, u, v in frequencies(channels, block)
     ]
     return torch.from_numpy(np.array(factors, dtype=np.float32))
 
 
-def _frequencies(channels: int, block: int) -> list[tuple[int, int, int]]:
+def frequencies(channels: int, block: int = BLOCK) -> list[tuple[int, int, int]]:
     """The axis of colour and the two frequencies of every row of `frequency_basis`."""
     n = range(block)
     order = sorted(((u, v) for u in n for v in n), key=lambda f: (sum(f), f))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aiocodec.config import LATENT_STRIDE, LMBDA_MAX, LMBDA_MIN, STRIDE, ModelConfig
 from aiocodec.entropy.model import EntropyModel
-from aiocodec.layers import ResidualBranches, in_float32
+from aiocodec.layers import BASIS_SCALE, ResidualBranches, frequencies, frequency_basis, in_float32
 from aiocodec.transforms import Analysis, Synthesis, Transforms
 
 
@@ -89,6 +89,77 @@ def deepen(model: Model, config: ModelConfig) -> Model:
                 if j >= len(stage.blocks) and isinstance(block, ResidualBranches):
                     block.silence()
     return deeper
+
+
+def widen(model: Model, latents: int) -> Model:
+    """`model` with more channels of y, to be trained on from there. The further ones are the frequencies that
+    `layers.frequency_basis` has besides for so many: the linear paths code them and put them back,
+    each with the gain, step and scale of the nearest frequency that was there; no other part of the
+    network knows them yet. With zeros for them x_hat is what it was.
+
+    Raises ValueError unless `latents` is more than the model has, at most 768, and a multiple of its groups.
+    """
+    old = model.config
+    config = replace(old, entropy=replace(old.entropy, latents=latents))
+    known, wanted = frequencies(old.entropy.latents), frequencies(latents)
+    further = sorted(set(wanted) - set(known), key=lambda f: (f[1] + f[2], f))
+    if not further:
+        raise ValueError(f"the model has {len(known)} latents already")
+    groups = len(old.entropy.order)
+    before, after = len(known) // groups, latents // groups
+    kept = torch.tensor([i // before * after + i % before for i in range(len(known))])
+    # The lowest frequencies first, a group of `order` after the other.
+    added = torch.tensor([i % groups * after + before + i // groups for i in range(len(further))])
+    nearest = torch.tensor(
+        [
+            min(
+                range(len(known)),
+                key=lambda i: (known[i][0] != axis, abs(known[i][1] - u) + abs(known[i][2] - v)),
+            )
+            for axis, u, v in further
+        ]
+    )
+    rows = frequency_basis(latents)[[wanted.index(f) for f in further]][:, :, None, None]
+
+    def grown(tensor: Tensor, fill: Tensor | None = None, dim: int = 0) -> Tensor:
+        shape = list(tensor.shape)
+        shape[dim] = latents
+        result = tensor.new_zeros(shape).index_copy_(dim, kept, tensor)
+        return result if fill is None else result.index_copy_(dim, added, fill)
+
+    def like_nearest(tensor: Tensor) -> Tensor:
+        return grown(tensor, tensor[nearest])
+
+    def densities(tensor: Tensor) -> Tensor:
+        """Rows that end a network: of steps and indexes, and last of means."""
+        *others, means = tensor.split(len(known))
+        return torch.cat([*map(like_nearest, others), grown(means)])
+
+    weights = dict(model.state_dict())
+    changed = {
+        "transforms.g_a.head.weight": grown,
+        "transforms.g_a.head.bias": grown,
+        "transforms.g_a.linear.weight": lambda t: grown(t, BASIS_SCALE * rows),
+        "transforms.g_s.linear.weight": lambda t: grown(t, rows.transpose(0, 1) / BASIS_SCALE, 1),
+        "transforms.g_s.head.0.weight": lambda t: grown(t, dim=1),
+        "transforms.h_a.0.weight": lambda t: grown(t, dim=1),
+    }
+    for transform in ("g_a", "g_s"):
+        for gain in ("head_gain", "linear_gain"):
+            for end in ("log_min", "log_max"):
+                changed[f"transforms.{transform}.{gain}.{end}"] = like_nearest
+    last = len(model.entropy.fusion) - 1
+    for part in ("weight", "bias"):
+        changed |= {f"entropy.fusion.{last}.{part}": densities, f"entropy.head.{part}": densities}
+    for k in range(len(model.entropy.adaptors)):
+        changed[f"entropy.adaptors.{k}.weight"] = lambda t: torch.cat(
+            [grown(part, dim=1) for part in t.split(len(known), dim=1)], dim=1
+        )
+    for name, change in changed.items():
+        weights[name] = change(weights[name])
+    wider = Model(config)
+    wider.load_state_dict(weights)
+    return wider
 
 
 class Complexity(NamedTuple):

@@ -13,7 +13,7 @@ from aiocodec.config import (
     ModelConfig,
     Stage,
 )
-from aiocodec.model import Model, complexity, deepen, lmbda
+from aiocodec.model import Model, complexity, deepen, lmbda, widen
 
 ENTROPY = EntropyConfig(latents=24, hyper=8, width=16)
 TINY = ModelConfig(
@@ -185,3 +185,46 @@ def test_a_deepened_model_computes_the_same_and_learns_more(config):
 def test_only_depths_grow(change, message):
     with pytest.raises(ValueError, match=message):
         deepen(Model(TINY), replace(TINY, **change))
+
+
+@pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
+def test_a_widened_model_gives_the_same_without_its_new_latents_and_more_with_them(config):
+    torch.manual_seed(0)
+    model = Model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    wider = widen(model, 40).eval()
+    assert wider.config == replace(config, entropy=replace(config.entropy, latents=40))
+    x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40.0])
+    groups = len(config.entropy.order)
+    old = torch.arange(40).view(groups, -1)[:, : 24 // groups].flatten()
+    with torch.no_grad():
+        y, y_wide = (m.transforms.g_a(x, quality) for m in (model, wider))
+        torch.testing.assert_close(y_wide[:, old], y)
+        padded = torch.zeros_like(y_wide)
+        padded[:, old] = y
+        for part in ("g_s", "h_a"):
+            arguments = [quality] if part == "g_s" else []
+            before, after = (
+                getattr(m.transforms, part)(values, *arguments)
+                for m, values in ((model, y), (wider, padded))
+            )
+            torch.testing.assert_close(after, before)
+        z = model.transforms.h_a(y)
+        before, after = (
+            m.entropy(values, z, quality, noise=False)[1]
+            for m, values in ((model, y), (wider, padded))
+        )
+        torch.testing.assert_close(after[:, old], before)
+        errors = [
+            (g_s.linear(g_a.linear(x)) - x).square().mean()
+            for g_a, g_s in ((m.transforms.g_a, m.transforms.g_s) for m in (model, wider))
+        ]
+        assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("latents", [16, 24, 42, 769])
+def test_latents_only_grow(latents):
+    with pytest.raises(ValueError, match=r"latents|frequencies"):
+        widen(Model(TINY), latents)
