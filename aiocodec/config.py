@@ -80,6 +80,7 @@ class ModelConfig:
     entropy: EntropyConfig = EntropyConfig()
     gain_stride: int = 8  # of the stage before whose blocks the quality enters
     lapped: bool = True  # the linear path overlaps its blocks, else it begins as a plain DCT
+    gated: bool = False  # the deep path of g_a gates the linear one
 
     def __post_init__(self) -> None:
         for stages in (self.analysis, self.synthesis):
@@ -146,6 +147,7 @@ VARIANTS = {
             analysis=(Stage(8, 128, _analysis(4)),),
             synthesis=(Stage(4, 32, ("dcb",) * 2), Stage(8, 128, ("dcb",) * 4)),
             entropy=EntropyConfig(latents=320, hyper=96, width=192),
+            gated=True,
         ),
         ModelConfig(
             "fast",

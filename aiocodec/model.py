@@ -94,7 +94,7 @@ def deepen(model: Model, config: ModelConfig) -> Model:
 def widen(model: Model, latents: int) -> Model:
     """`model` with more channels of y, to be trained on from there. The further ones are the frequencies that
     `layers.frequency_basis` has besides for so many: the linear paths code them and put them back,
-    each with the gain, step and scale of the nearest frequency that was there; no other part of the
+    each with the gain, gate, step and scale of the nearest frequency that was there; no other part of the
     network knows them yet. With zeros for them x_hat is what it was.
 
     Raises ValueError unless `latents` is more than the model has, at most 768, and a multiple of its groups.
@@ -144,6 +144,9 @@ def widen(model: Model, latents: int) -> Model:
         "transforms.g_s.head.0.weight": lambda t: grown(t, dim=1),
         "transforms.h_a.0.weight": lambda t: grown(t, dim=1),
     }
+    if old.gated:
+        changed["transforms.g_a.gate.weight"] = like_nearest
+        changed["transforms.g_a.gate.bias"] = like_nearest
     for transform in ("g_a", "g_s"):
         for gain in ("head_gain", "linear_gain"):
             for end in ("log_min", "log_max"):

@@ -326,7 +326,10 @@ def _check_config(config: ModelConfig) -> None:
             raise ValueError(f"a number is none, or not in 0..{limit}")
     if any(len(group) != 2 or {len(row) for row in group} != {2} for group in entropy.order):
         raise ValueError("the order of passes is not one for 2x2 cells")
-    if any(type(s.blocks) is not tuple for s in stages) or type(config.lapped) is not bool:
+    if any(type(s.blocks) is not tuple for s in stages) or not {
+        type(config.lapped),
+        type(config.gated),
+    } <= {bool}:
         raise ValueError("blocks or lapped are of another type")
 
 

@@ -53,7 +53,8 @@ def transform(
         deep.meet(attention, lambda done, i=i: progress((i + done) / rounds))  # type: ignore[misc]
     grid = deep.grid(len(deep.pieces), network.linear_reach)
     for n, tile in enumerate(grid):
-        part = network.linear_path(read(tile.outer), quality) + deep.run(len(deep.pieces), tile)
+        linear = network.linear_path(read(tile.outer), quality)
+        part = network.join(linear, deep.run(len(deep.pieces), tile))
         write(tile.inner, part[(..., *tile.within(LATENT_STRIDE // deep.pieces[-1].stride))])
         progress(1 - (1 - (n + 1) / len(grid)) / rounds)
     del deep

@@ -106,12 +106,16 @@ class TwoPaths(nn.Module):
         """The deep path, whose result is its share."""
         raise NotImplementedError
 
+    def join(self, linear: Tensor, deep: Tensor) -> Tensor:
+        """The result, of what both paths give."""
+        return linear + deep
+
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
         deep = x
         for piece in self.pieces(quality):
             deep = piece(deep)
         with no_autocast(x):  # bfloat16 is too coarse for y and x_hat
-            return self.linear_path(x, quality) + deep.float()
+            return self.join(self.linear_path(x, quality), deep.float())
 
 
 class Analysis(TwoPaths):
@@ -130,10 +134,14 @@ class Analysis(TwoPaths):
         self.gain = Gain(stages[self.gain_at].width)
         self.head = conv3(stages[-1].width, n, stride=LATENT_STRIDE // stages[-1].stride)
         self.head_gain = _latent_gain(n, 1)
+        self.gate = conv3(stages[-1].width, n, stride=self.head.stride[0]) if config.gated else None
         self.linear = LinearAnalysis(n, config.lapped)
         self.linear_gain = _latent_gain(n, 1)
         with torch.no_grad():
             self.head.weight *= 0.1
+            if self.gate is not None:
+                for parameter in self.gate.parameters():
+                    parameter.zero_()
             if self.stride > 1:
                 known = min(stages[0].width, 3 * self.stride**2)
                 basis = frequency_basis(known, self.stride)
@@ -144,16 +152,25 @@ class Analysis(TwoPaths):
         y: Tensor = self.linear_gain(self.linear(x - 0.5), quality)
         return y
 
+    def join(self, linear: Tensor, deep: Tensor) -> Tensor:
+        """The linear path passes a gate, 0..2 and 1 before training, which the deep one controls: the
+        highest frequencies of a picture with noise are more noise than picture, and few of them
+        are left among the features that could cancel it."""
+        if self.gate is None:
+            return linear + deep
+        deep, opened = deep.chunk(2, dim=1)
+        return linear * (2 * opened.sigmoid()) + deep
+
     def pieces(self, quality: Tensor) -> list[Piece]:
         def enter(x: Tensor) -> Tensor:
             features: Tensor = self.stem(F.pixel_unshuffle(x - 0.5, self.stride))
             return features
 
         def leave(features: Tensor) -> Tensor:
-            features = self.head(features)
+            deep = self.head(features)
             with no_autocast(features):
-                y: Tensor = self.head_gain(features.float(), quality)
-            return y
+                y: Tensor = self.head_gain(deep.float(), quality)
+            return y if self.gate is None else torch.cat([y, self.gate(features).float()], dim=1)
 
         pieces, stride = [Piece(enter, reach(self.stem) * self.stride, self.stride)], self.stride
         for i, stage in enumerate(self.stages):

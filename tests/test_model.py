@@ -21,6 +21,7 @@ TINY = ModelConfig(
     (Stage(8, 24, ("hatb", "dcb")),),
     (Stage(4, 16, ("dcb",)), Stage(8, 24, ("dcb",))),
     ENTROPY,
+    gated=True,
 )
 FIRST = ModelConfig(
     "first",
@@ -228,3 +229,15 @@ def test_a_widened_model_gives_the_same_without_its_new_latents_and_more_with_th
 def test_latents_only_grow(latents):
     with pytest.raises(ValueError, match=r"latents|frequencies"):
         widen(Model(TINY), latents)
+
+
+def test_a_gate_begins_open_and_shuts_the_linear_path():
+    torch.manual_seed(0)
+    g_a, plain = Model(TINY).transforms.g_a, Model(replace(TINY, gated=False)).transforms.g_a
+    plain.load_state_dict(g_a.state_dict(), strict=False)
+    x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40.0])
+    with torch.no_grad():
+        torch.testing.assert_close(g_a(x, quality), plain(x, quality))
+        linear = g_a.linear_path(x, quality)
+        g_a.gate.bias.fill_(-100.0)
+        torch.testing.assert_close(g_a(x, quality), plain(x, quality) - linear)

@@ -22,6 +22,7 @@ DEEP = ModelConfig(
     (Stage(4, 16, ("dcb", "hatb")), Stage(8, 24, ("hatb", "dcb", "hatb"))),
     (Stage(4, 16, ("dcb", "dcb")), Stage(8, 24, ("hatb", "dcb", "hatb"))),
     EntropyConfig(latents=24, hyper=8, width=16),
+    gated=True,
 )
 PAPER = ModelConfig(
     "paper",
