@@ -91,25 +91,32 @@ def deepen(model: Model, config: ModelConfig) -> Model:
     return deeper
 
 
-def widen(model: Model, latents: int) -> Model:
-    """`model` with more channels of y, to be trained on from there. The further ones are the frequencies that
+def widen(model: Model, config: ModelConfig) -> Model:
+    """`model` with the latents of `config`, and its gate, which is open, to be trained on from there. The further ones are the frequencies that
     `layers.frequency_basis` has besides for so many: the linear paths code them and put them back,
     each with the gain, gate, step and scale of the nearest frequency that was there; no other part of the
     network knows them yet. With zeros for them x_hat is what it was.
 
-    Raises ValueError unless `latents` is more than the model has, at most 768, and a multiple of its groups.
+    Raises ValueError where `config` has fewer latents, lacks a gate that `model` has, or differs in more.
     """
-    old = model.config
-    config = replace(old, entropy=replace(old.entropy, latents=latents))
+    old, latents = model.config, config.entropy.latents
+    same = replace(config.entropy, latents=old.entropy.latents)
+    if (
+        replace(config, entropy=same, gated=old.gated, name=old.name) != old
+        or old.gated > config.gated
+    ):
+        raise ValueError("only latents and a gate can be added")
     known, wanted = frequencies(old.entropy.latents), frequencies(latents)
     further = sorted(set(wanted) - set(known), key=lambda f: (f[1] + f[2], f))
-    if not further:
+    if set(known) - set(wanted):
         raise ValueError(f"the model has {len(known)} latents already")
     groups = len(old.entropy.order)
     before, after = len(known) // groups, latents // groups
     kept = torch.tensor([i // before * after + i % before for i in range(len(known))])
     # The lowest frequencies first, a group of `order` after the other.
-    added = torch.tensor([i % groups * after + before + i // groups for i in range(len(further))])
+    added = torch.tensor(
+        [i % groups * after + before + i // groups for i in range(len(further))], dtype=torch.long
+    )
     nearest = torch.tensor(
         [
             min(
@@ -117,7 +124,8 @@ def widen(model: Model, latents: int) -> Model:
                 key=lambda i: (known[i][0] != axis, abs(known[i][1] - u) + abs(known[i][2] - v)),
             )
             for axis, u, v in further
-        ]
+        ],
+        dtype=torch.long,
     )
     rows = frequency_basis(latents)[[wanted.index(f) for f in further]][:, :, None, None]
 
@@ -161,7 +169,7 @@ def widen(model: Model, latents: int) -> Model:
     for name, change in changed.items():
         weights[name] = change(weights[name])
     wider = Model(config)
-    wider.load_state_dict(weights)
+    wider.load_state_dict(wider.state_dict() | weights)
     return wider
 
 

@@ -195,8 +195,8 @@ def test_a_widened_model_gives_the_same_without_its_new_latents_and_more_with_th
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
-    wider = widen(model, 40).eval()
-    assert wider.config == replace(config, entropy=replace(config.entropy, latents=40))
+    wider = widen(model, replace(config, entropy=replace(config.entropy, latents=40), gated=True))
+    wider.eval()
     x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40.0])
     groups = len(config.entropy.order)
     old = torch.arange(40).view(groups, -1)[:, : 24 // groups].flatten()
@@ -225,10 +225,20 @@ def test_a_widened_model_gives_the_same_without_its_new_latents_and_more_with_th
         assert errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("latents", [16, 24, 42, 769])
-def test_latents_only_grow(latents):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"entropy": replace(ENTROPY, latents=16)},
+        {"entropy": replace(ENTROPY, latents=772)},
+        {"entropy": replace(ENTROPY, hyper=16)},
+        {"analysis": (Stage(8, 24, ("hatb",)),)},
+        {"gated": False},
+    ],
+    ids=str,
+)
+def test_latents_only_grow_and_nothing_else_does(change):
     with pytest.raises(ValueError, match=r"latents|frequencies"):
-        widen(Model(TINY), latents)
+        widen(Model(TINY), replace(TINY, **change))
 
 
 def test_a_gate_begins_open_and_shuts_the_linear_path():
@@ -241,3 +251,13 @@ def test_a_gate_begins_open_and_shuts_the_linear_path():
         linear = g_a.linear_path(x, quality)
         g_a.gate.bias.fill_(-100.0)
         torch.testing.assert_close(g_a(x, quality), plain(x, quality) - linear)
+
+
+def test_a_gate_that_is_added_changes_nothing():
+    torch.manual_seed(0)
+    plain = Model(replace(TINY, gated=False))
+    gated = widen(plain, TINY)
+    x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40.0])
+    with torch.no_grad():
+        for a, b in zip(*(m(x, quality, noise=False) for m in (plain, gated)), strict=True):
+            torch.testing.assert_close(a, b)

@@ -83,7 +83,7 @@ def train(
 ) -> Run:
     """Train until a branch is annealed, or `until` so many megapixels have been shown, going on from
     `output/checkpoint.pt` where there is one, else from the checkpoint `branch_of`, else from `start`,
-    a shallower form of the variant perhaps or one of fewer latents, else from scratch.
+    a shallower form of the variant perhaps, or one of fewer latents and no gate, else from scratch.
 
     `photographs`, `depths`, `scenes` and `pairs` are those of `data.Mixture`; the images of the folder
     `validation`, where there is one, are validated, and with them the pairs that are held out. `report`
@@ -105,10 +105,10 @@ def train(
     else:
         torch.manual_seed(config.seed)
         model = start if start is not None else Model(shape.shallow(config.depth(0)))
-        if model.config.entropy.latents < shape.entropy.latents:
-            model = widen(model, shape.entropy.latents)
-        if model.config != shape.shallow(model.config.depth):
-            raise TrainingError(f"the weights to start from are not those of a {variant}")
+        try:
+            model = widen(model, shape.shallow(model.config.depth))
+        except ValueError:
+            raise TrainingError(f"the weights to start from are not those of a {variant}") from None
         run = Run.create(model.to(device), config)
     mixture = Mixture.load(photographs, device, depths, scenes, pairs)
     held = Photographs.load(validation, device) if validation else None
