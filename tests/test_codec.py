@@ -427,8 +427,8 @@ def test_an_effort_spends_nothing_on_noise(codec, photo):
     noise = np.random.default_rng(0).normal(0, 25, clean.shape)
     noisy = replace(photo, rgb=(clean + noise).clip(0, 255).astype(np.uint8))
     plain, searched = (codec.encode(noisy, 50, effort=effort) for effort in (0, 3))
-    assert len(searched) < 1.02 * len(plain)
-    assert psnr(clean, codec.decode(searched).rgb) > psnr(clean, codec.decode(plain).rgb) - 0.05
+    assert len(searched) < 1.04 * len(plain)  # and what it adds serves what the encoder never sees:
+    assert psnr(clean, codec.decode(searched).rgb) > psnr(clean, codec.decode(plain).rgb)
 
 
 def test_windows_of_a_large_picture_are_searched_one_by_one(codec, photo, monkeypatch):

@@ -39,7 +39,7 @@ from aiocodec.rangecoder import PRECISION, Tables
 from aiocodec.training.release import frozen_of, gaussian_tables
 
 N, Z, WIDTH = 8, 6, 12
-TWO = EntropyConfig(N, Z, WIDTH, CHECKERBOARD, quality_levels=1)  # as the first generation's
+TWO = EntropyConfig(N, Z, WIDTH, CHECKERBOARD, quality_levels=1)
 FOUR = EntropyConfig(N, Z, WIDTH, QUADTREE, quality_levels=5)
 CONFIGS = pytest.mark.parametrize("config", [TWO, FOUR], ids=["two", "four"])
 
@@ -81,14 +81,9 @@ class Reference:
     """The networks in int64, written from docs/format.md and from the shapes of the weights alone: no
     torch, no float, no shared code, and no look at the program, which it thereby puts to the test."""
 
-    def __init__(self, frozen, first_generation=False):
+    def __init__(self, frozen):
         self.tensors = {name: np.asarray(t).astype(np.int64) for name, t in frozen.tensors.items()}
         self.levels = len(self.tensors.get("embedding", [0]))
-        self.adaptor, self.body_, self.head = (
-            ("spatial_prior.0", ["spatial_prior.1", "spatial_prior.2"], "spatial_prior.3")
-            if first_generation
-            else ("adaptor_{}", ["body.0", "body.1"], "head")
-        )
 
     def conv(self, x, name):
         weight, bias, exponent = (
@@ -143,16 +138,15 @@ class Reference:
         _, index, mean = np.split(features, 3)
         if k > 0:
             x = np.concatenate([self.saturate(v_hat), features])
-            x = self.conv(x, self.adaptor.format(k))
-            for name in self.body_:
-                x = self.block(x, name)
-            more_index, more_mean = np.split(self.conv(x, self.head), 2)
+            x = self.conv(x, f"adaptor_{k}")
+            x = self.block(self.block(x, "body.0"), "body.1")
+            more_index, more_mean = np.split(self.conv(x, "head"), 2)
             index, mean = self.saturate(index + more_index), self.saturate(mean + more_mean)
         return np.clip(28 + ((index + 16) >> 5), 0, 63), mean  # eight indexes per 256, from 28
 
 
-def assert_equals_the_reference(frozen, inputs, quality, **kind):
-    exact, reference = ExactEntropyModel(frozen), Reference(frozen, **kind)
+def assert_equals_the_reference(frozen, inputs, quality):
+    exact, reference = ExactEntropyModel(frozen), Reference(frozen)
     z_hat, v_hats = inputs
     features = exact.features(torch.from_numpy(z_hat), quality)
     expected = reference.features(z_hat, quality)
@@ -184,8 +178,7 @@ def test_shipped_execution_equals_the_int64_reference():
     frozen = shipped()
     z_hat, v_hats = random_inputs(frozen, 0, 2, 3, width=2000)
     inputs = np.rint(z_hat / 30).astype(np.int64), v_hats
-    first_generation = "program" not in frozen.tensors
-    assert_equals_the_reference(frozen, inputs, 50, first_generation=first_generation)
+    assert_equals_the_reference(frozen, inputs, 50)
 
 
 @CONFIGS

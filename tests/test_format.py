@@ -17,7 +17,6 @@ from aiocodec.config import CHECKERBOARD, QUADTREE, EntropyConfig
 from aiocodec.container import unpack, unpack_latents
 from aiocodec.errors import BitstreamError
 from aiocodec.latents import LatentCoder
-from aiocodec.pretrained import Manifest
 from aiocodec.rangecoder import Decoder, Encoder, Tables
 from aiocodec.training.release import frozen_of, gaussian_tables, quantise
 
@@ -391,14 +390,6 @@ class WrittenModel:
         return (v / (2 ** p["fraction"] // p["mean_unit"]) * sizes).astype(np.float32)
 
 
-def written_model(tensors):
-    """A model run as the document says, which has the program of the first generation."""
-    if "program" not in tensors:
-        text = (FORMAT.parent / "first-generation.json").read_bytes()
-        tensors = {**tensors, "program": np.frombuffer(text, np.uint8)}
-    return WrittenModel(tensors)
-
-
 def synthesised(graph, y_hat, width, height, quality, flags):
     """The pixels of a whole picture, by the graph of its model."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -434,20 +425,10 @@ def test_golden_files_are_decoded_by_the_document_alone(golden):
     version, quality, width, height, flags, fingerprint, chunks = written_file(golden.read_bytes())
     tensors, graph = written_weights(fingerprint)
     latents, before = chunks[0x01], 4 * version  # the CRC of all symbols is the last one
-    model = written_model(tensors)
+    model = WrittenModel(tensors)
     symbols, _, y_hat, steps = model.decode(latents[before:], width, height, quality)
     assert zlib.crc32(symbols.tobytes()) == int.from_bytes(latents[before - 4 : before], "little")
     assert steps == json.loads(golden.with_suffix(".json").read_text())["steps"]
     rgb = synthesised(graph, y_hat, width, height, quality, flags)
     expected = np.asarray(Image.open(golden.with_suffix(".png")).convert("RGB"))
     assert np.abs(rgb - expected).max() <= 1
-
-
-def test_the_program_of_the_first_generation_is_the_one_in_the_documents():
-    given = json.loads((FORMAT.parent / "first-generation.json").read_text("utf-8"))
-    manifest = Manifest.read()
-    old = [m for m in manifest.models if "program" not in manifest.load_frozen(m).tensors]
-    for name in old:
-        assert json.loads(manifest.load_frozen(name).program.to_json()) == given
-    if not old:
-        pytest.skip("no model of the first generation ships")

@@ -68,12 +68,12 @@ def of_version_1(data):
 
 def steps(data, frozen):
     """The values on the way that other decoders can compare theirs with, see docs/format.md."""
-    from test_format import written_model
+    from test_format import WrittenModel
 
     container = unpack(data)
     header = container.header
     words = unpack_latents(container.get(ChunkType.LATENTS), header.version).words
-    model = written_model(frozen.tensors)
+    model = WrittenModel(frozen.tensors)
     return model.decode(words, header.width, header.height, header.quality)[-1]
 
 

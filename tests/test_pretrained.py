@@ -354,7 +354,8 @@ def test_tensors_of_other_types_and_shapes_are_refused():
                 other.shape,
             )
         rest = {k: v for k, v in tensors.items() if k != name}
-        assert refused(lambda t=rest: FrozenEntropyModel.read(t)), name
+        if name != "embedding":  # which a model may do without
+            assert refused(lambda t=rest: FrozenEntropyModel.read(t)), name
     assert refused(lambda: FrozenEntropyModel.read({}))
 
 

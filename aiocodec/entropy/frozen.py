@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aiocodec.config import CHECKERBOARD, HALO, LATENT_STRIDE, STRIDE, TILE, EntropyConfig, Order
+from aiocodec.config import HALO, LATENT_STRIDE, STRIDE, TILE, EntropyConfig, Order
 from aiocodec.entropy import passes
 from aiocodec.errors import ModelError
 
@@ -311,11 +311,10 @@ class FrozenEntropyModel:
                     raise ModelError(f"the weights have no tables of {part} for {which}")
         text = tensors.get("program")
         if text is None:
-            program = _first_generation(tensors)
-        elif text.dtype != np.uint8 or text.size > MAX_PROGRAM:
+            raise ModelError("the weights have no program")
+        if text.dtype != np.uint8 or text.ndim != 1 or text.size > MAX_PROGRAM:
             raise ModelError("the program of the weights is malformed: it is no text")
-        else:
-            program = Program.from_json(text.tobytes())
+        program = Program.from_json(text.tobytes())
         program.check(tensors)
         return cls(program, tensors)
 
@@ -341,44 +340,6 @@ class FrozenEntropyModel:
         if table is None:
             return np.zeros(self.program.hyper, np.int64)
         return table[self.program.level(quality)].astype(np.int64)
-
-
-def _first_generation(tensors: Mapping[str, NDArray[Any]]) -> Program:
-    """The program of the entropy models of the first generation, whose files hold none."""
-
-    def separable(name: str) -> Layers:
-        return (
-            ("residual", (
-                ("conv1x1", f"{name}.0.body.0"), ("leaky",),
-                ("dw3x3", f"{name}.0.body.2"), ("leaky",),
-                ("conv1x1", f"{name}.0.body.4"),
-            )),
-            ("residual", (
-                ("conv1x1", f"{name}.1.body.0"), ("leaky",), ("conv1x1", f"{name}.1.body.2"),
-            )),
-        )  # fmt: skip
-
-    def up(name: str) -> Layers:
-        return (("conv1x1", f"{name}.0"), ("shuffle", 2))
-
-    try:
-        hyper = tensors["h_s.0.0.weight"].shape[1]
-        latents = tensors["fusion.2.weight"].shape[0] // 3
-    except (KeyError, IndexError):
-        raise ModelError(
-            "the weights have no program, and are not of the first generation"
-        ) from None
-    networks = {
-        "h_s": (
-            *up("h_s.0"), *separable("h_s.1"), *up("h_s.2"), *separable("h_s.3"),
-            ("conv1x1", "h_s.4"),
-        ),
-        "fusion": (*separable("fusion.0"), *separable("fusion.1"), ("conv1x1", "fusion.2")),
-        "adaptor_1": (("conv1x1", "spatial_prior.0"),),
-        "body": (*separable("spatial_prior.1"), *separable("spatial_prior.2")),
-        "head": (("conv1x1", "spatial_prior.3"),),
-    }  # fmt: skip
-    return Program(latents, hyper, CHECKERBOARD, networks)
 
 
 # --------------------------------------------------------------------------- from and to floats

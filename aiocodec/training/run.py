@@ -28,7 +28,7 @@ from aiocodec.training.cores import has_bfloat16, on_each_core
 from aiocodec.training.muon import Muon
 
 # From an MSE of HOPELESS / sqrt(lmbda) on, 9 to 15 times that of clean images, an error counts by its
-# logarithm. Without it clean photographs pay for the weather (weights/TRAINING.md, section 9).
+# logarithm. Without it clean photographs pay for the weather (weights/TRAINING.md, section 3).
 HOPELESS = 0.2
 
 

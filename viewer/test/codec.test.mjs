@@ -183,7 +183,7 @@ describe("container", () => {
     assert.throws(() => codec.unpack(sized(65536, 1)), refused("corrupt", /1..65535/));
     assert.throws(() => codec.unpack(sized(0, 1)), refused("corrupt", /1..65535/));
     const [whole, tiled] = [null, 3].map((halo) => ({ ...codec.models[0], halo }));
-    assert.ok(codec.checkMemory(768, 512, whole) === codec.inspect(sized(768, 512)).memory);
+    assert.ok(codec.checkMemory(768, 512, codec.models[0]) === codec.inspect(sized(768, 512)).memory);
     assert.ok(codec.checkMemory(16384, 4096, tiled) < 2 ** 32);
     const message = /67.1 megapixels needs \d+ MiB of memory, there are \d+/;
     assert.throws(() => codec.checkMemory(16384, 4096, whole), refused("limit", message));

@@ -1,6 +1,5 @@
 /** The frozen entropy model: integers, and a program over them. See docs/format.md. */
 
-import firstGeneration from "../../../docs/first-generation.json";
 import { incompatible } from "./errors";
 import { aligned, readSafetensors, type Tensor } from "./safetensors";
 import { sha256 } from "./sha256";
@@ -163,20 +162,16 @@ function fingerprintOf(tensors: Map<string, Tensor>): string {
 
 function readProgram(tensor: Tensor | undefined): Record<string, unknown> {
   let program: Record<string, unknown>;
-  if (tensor === undefined) {
-    program = firstGeneration;
-  } else if (tensor.type !== "uint8" || tensor.bytes.length > MAX_PROGRAM) {
+  if (tensor === undefined) throw incompatible("the weights have no program");
+  if (tensor.type !== "uint8" || tensor.shape.length !== 1 || tensor.bytes.length > MAX_PROGRAM) {
     throw incompatible("the program of the weights is malformed: it is no text");
-  } else {
-    try {
-      const text = new TextDecoder("utf-8", { fatal: true }).decode(tensor.bytes);
-      program = JSON.parse(text) as Record<string, unknown>;
-      if (!isObject(program)) throw new Error("it is no object");
-    } catch (fault) {
-      throw incompatible(
-        `the program of the weights is malformed: ${(fault as Error).message}`,
-      );
-    }
+  }
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(tensor.bytes);
+    program = JSON.parse(text) as Record<string, unknown>;
+    if (!isObject(program)) throw new Error("it is no object");
+  } catch (fault) {
+    throw incompatible(`the program of the weights is malformed: ${(fault as Error).message}`);
   }
   if (program["version"] !== VERSION) {
     throw incompatible(`the weights need version ${String(program["version"])} of programs`);
