@@ -19,7 +19,7 @@ PHASES: dict[str, Phases] = {
     "cuda": ((0.0, 256, 32), (20000.0, 320, 32)),
 }
 ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
-PACE = ((0.0, 1.0), (2000.0, 0.5), (8000.0, 0.25))
+PACE = ((0.0, 1.0), (2000.0, 0.5), (12000.0, 0.25))
 # Steps of the last matrices beside those of all others. What the deep path of g_s adds to x_hat is small
 # beside its features, and so is its last matrix: at the full rate the noise of its steps was such that
 # g_s turned its deep path off, for good. The linear path of g_s is its analysis divided by 64.
