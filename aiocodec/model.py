@@ -92,12 +92,14 @@ def deepen(model: Model, config: ModelConfig) -> Model:
 
 
 def widen(model: Model, config: ModelConfig) -> Model:
-    """`model` with the latents of `config`, and its gate, which is open, to be trained on from there. The further ones are the frequencies that
-    `layers.frequency_basis` has besides for so many: the linear paths code them and put them back,
-    each with the gain, gate, step and scale of the nearest frequency that was there; no other part of the
-    network knows them yet. With zeros for them x_hat is what it was.
+    """`model` with the latents of `config`, and its gate, which is open, to be trained on from there.
+    The further latents are the frequencies that `layers.frequency_basis` has besides for so many: the
+    linear paths code them and put them back, each with the gain, gate, step and scale of the nearest
+    frequency that was there; no other part of the network knows them yet. With zeros for them x_hat
+    is what it was.
 
-    Raises ValueError where `config` has fewer latents, lacks a gate that `model` has, or differs in more.
+    Raises ValueError where `config` has fewer latents, lacks a gate that `model` has, or differs in
+    more.
     """
     old, latents = model.config, config.entropy.latents
     same = replace(config.entropy, latents=old.entropy.latents)
