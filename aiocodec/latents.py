@@ -62,6 +62,24 @@ class LatentCoder:
         encoder, z_hat = Encoder(), self.z_hat(z)
         crc = z_crc = self.hyper.encode(encoder, z_hat.int().cpu().numpy(), quality)
         grid = _Grid(self.entropy, z_hat, quality)
+        for k, (coded, tables_of_coded) in enumerate(self._symbols(y, grid)):
+            encoder.encode(coded, tables_of_coded, self.tables_y)
+            crc = symbols_crc(coded, crc)
+            progress((k + 1) / self.entropy.passes)
+        if restore:
+            for tile in grid:
+                grid.of(y, tile).mul_(self.entropy.steps(grid.features(tile)))
+        return Latents(encoder.finish(), crc, z_crc)
+
+    def symbols(
+        self, y: Tensor, z: Tensor, quality: int
+    ) -> Iterator[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
+        """What `encode` codes of y in every pass: symbols, and the table of each. y is used up."""
+        return self._symbols(y, _Grid(self.entropy, self.z_hat(z), quality))
+
+    def _symbols(
+        self, y: Tensor, grid: "_Grid"
+    ) -> Iterator[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
         for tile in grid:
             grid.of(y, tile).div_(self.entropy.steps(grid.features(tile)))
         unit = self.program.symbol_unit
@@ -81,13 +99,7 @@ class LatentCoder:
             )
             del indexes, symbols
             grid.trim()
-            encoder.encode(coded, tables_of_coded, self.tables_y)
-            crc = symbols_crc(coded, crc)
-            progress((k + 1) / self.entropy.passes)
-        if restore:
-            for tile in grid:
-                grid.of(y, tile).mul_(self.entropy.steps(grid.features(tile)))
-        return Latents(encoder.finish(), crc, z_crc)
+            yield coded, tables_of_coded
 
     def decode(
         self,

@@ -112,6 +112,14 @@ class Tables:
             bits += len(escaped) * math.log2(_ESCAPE_BITS + 1) + float(extra.clip(min=0).sum())
         return bits
 
+    def used(self, symbols: ArrayLike, indexes: ArrayLike) -> NDArray[np.int64]:
+        """How often `Encoder.encode` codes each entry for the same arguments, int64 [sum(lengths)], as
+        the frequencies are ordered. Args and errors are those of `Encoder.encode`."""
+        counts = [np.zeros(length, np.int64) for length in self._lengths]
+        for t, entries, _ in self._entries(symbols, indexes):
+            counts[t] += np.bincount(entries, minlength=len(counts[t]))
+        return np.concatenate(counts)
+
     def least_bits(self, tables: ArrayLike) -> float:
         """The fewest bits in which symbols of these tables, one each, can be coded."""
         counts = np.bincount(self._keys(tables), minlength=len(self))

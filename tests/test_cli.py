@@ -1548,6 +1548,8 @@ def test_training_refuses_what_it_cannot_use(folder: Path) -> None:
     (folder / "nothing").mkdir()
     result = aic("train", "release", "nothing", "weights")
     assert result.code == 9 and "no weights" in result.error
+    result = aic("train", "release", "nothing", "weights", "--fit", "nothing")
+    assert result.code == 3 and "no images" in result.error
     result = aic("train", "run", ".", "--out", "other", "--patches", "100")
     assert result.code == 2 and "multiple of 64" in result.error
     result = aic("train", "run", "nothing", "--out", "other")

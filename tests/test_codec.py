@@ -6,6 +6,7 @@ import pickle
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,9 @@ from aiocodec.latents import LatentCoder
 from aiocodec.metrics import ms_ssim, psnr
 from aiocodec.model import Model
 from aiocodec.pretrained import Manifest
-from aiocodec.training.release import frozen_of, release
+from aiocodec.rangecoder import Tables
+from aiocodec.training.data import Photographs
+from aiocodec.training.release import fitted, frozen_of, release
 
 TINY = ModelConfig(
     "tiny",
@@ -567,6 +570,41 @@ def test_symbols_crc_is_little_endian_int32():
 
 
 # --------------------------------------------------------------------------- weights
+
+
+def test_tables_fit_what_they_were_fitted_to(monkeypatch):
+    """Symbols that were counted take fewer bits, nothing but frequencies of y is another, and what is
+    coded with them is decoded."""
+    torch.manual_seed(0)
+    model = Model(TINY).eval()
+    model.entropy.fusion[-1].weight.data.normal_(0, 0.02)
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (3, 90, 130), np.uint8).cumsum(2) // 64
+    images = {Path("a.png"): picture.astype(np.uint8)}
+    photographs = Photographs.pack(images, Path("."))
+    frozen = frozen_of(model.entropy)
+    counted = []
+    used = Tables.used
+    monkeypatch.setattr(Tables, "used", lambda *args: counted.append(args[1:]) or used(*args))
+    better = fitted(frozen, model.transforms, photographs, patches=6)
+    before, after = LatentCoder(frozen), LatentCoder(better)
+    bits = [sum(coder.tables_y.code_length(*one) for one in counted) for coder in (before, after)]
+    assert len(counted) == 6 * before.entropy.passes and bits[1] < 0.99 * bits[0]
+    other = {key for key, t in frozen.tensors.items() if not np.array_equal(t, better.tensors[key])}
+    assert other == {"tables_y.frequencies"} and better.fingerprint != frozen.fingerprint
+    unused = set(range(len(before.tables_y))) - set(
+        np.concatenate([i for _, i in counted]).tolist()
+    )
+    ends = np.cumsum(frozen.tables("y")[1])[:-1]
+    halves = (np.split(f.tables("y")[0], ends) for f in (frozen, better))
+    for t, (old, new) in enumerate(zip(*halves, strict=True)):
+        # One entry takes the remainder of rounding.
+        assert np.abs(new[:-1] - new[-2::-1]).max() <= len(new)
+        assert t not in unused or np.array_equal(old, new)
+    y, z = torch.randn(TINY.entropy.latents, 8, 12) * 3, torch.randn(TINY.entropy.hyper, 2, 3)
+    sent = y.clone()
+    latents = after.encode(sent, z, 30, restore=True)
+    assert torch.equal(after.decode(latents, 192, 128, 30), sent)
 
 
 def test_release_and_load(tmp_path):

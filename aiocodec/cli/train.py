@@ -202,13 +202,21 @@ def train_anneal(
 @train.command("release", epilog=EPILOG)
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
-def train_release(run: Path, weights: Path) -> None:
+@click.option(
+    "--fit",
+    type=FOLDER,
+    metavar="PHOTOGRAPHS",
+    help="Fit the tables of y to how these are coded: a little fewer bits for some minutes.",
+)
+def train_release(run: Path, weights: Path, fit: Path | None) -> None:
     """Freeze an annealed RUN into the folder WEIGHTS, as its default model."""
     with loading("torch"):
         from aiocodec.training.checkpoint import load_weights
+        from aiocodec.training.data import Photographs
         from aiocodec.training.release import release
 
-    frozen = release(load_weights(run, annealed=True), weights)
+    photographs = Photographs.load(fit) if fit else None
+    frozen = release(load_weights(run, annealed=True), weights, photographs=photographs)
     say(f"released into {weights}, entropy model {frozen.fingerprint.hex()}", err=True)
 
 

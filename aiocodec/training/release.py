@@ -16,6 +16,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from aiocodec.config import STRIDE
+from aiocodec.degrade import degrade
 from aiocodec.entropy.frozen import FrozenEntropyModel, Tables, freeze
 from aiocodec.entropy.model import (
     SCALES,
@@ -26,27 +28,41 @@ from aiocodec.entropy.model import (
     scale_values,
 )
 from aiocodec.errors import ModelError
+from aiocodec.latents import LatentCoder
 from aiocodec.model import Model
 from aiocodec.pretrained import DENSITIES, Manifest
 from aiocodec.rangecoder import MAX_MAGNITUDE, PRECISION
 from aiocodec.training.checkpoint import stored, write_shards
+from aiocodec.training.config import TrainConfig
+from aiocodec.training.data import Photographs
 from aiocodec.training.export import require_onnx, synthesis_halo, synthesis_onnx
+from aiocodec.transforms import Transforms
 
 _TOTAL = 1 << PRECISION
 
 
+# Of `fitted`: patches that are coded, their sides at most, and for how many symbols the table before counts.
+FITTED_PATCHES, FITTED_SIDE, PRIOR = 600, 512, 1000.0
+
+
 def release(
-    model: Model, folder: Path, frozen: FrozenEntropyModel | None = None
+    model: Model,
+    folder: Path,
+    frozen: FrozenEntropyModel | None = None,
+    photographs: Photographs | None = None,
 ) -> FrozenEntropyModel:
     """Write a trained model into a folder of weights, and make it the default of the manifest.
 
-    Its entropy model is frozen, unless `frozen` is given: the one that it was trained against.
+    Its entropy model is frozen, with tables `fitted` to `photographs` where there are some, unless
+    `frozen` is given: the one that it was trained against.
     Files that no model of the manifest uses any more are removed. ModelError, and nothing written,
     where a weight is not finite in float16; RuntimeMissing without the package onnx.
     """
     require_onnx()
     if frozen is None:
         frozen = frozen_of(model.entropy)
+        if photographs is not None:
+            frozen = fitted(frozen, model.transforms, photographs)
     transforms = stored(model.transforms) | {
         DENSITIES + key: value.detach().cpu() for key, value in densities(model.entropy).items()
     }
@@ -121,6 +137,42 @@ def frozen_of(entropy: EntropyModel) -> FrozenEntropyModel:
     config = entropy.config
     levels = quality_of_level(torch.arange(config.quality_levels).double(), config).tolist()
     return freeze(entropy, tables_y, _prior_tables(entropy.prior_z, levels))
+
+
+@torch.no_grad()
+def fitted(
+    frozen: FrozenEntropyModel,
+    transforms: Transforms,
+    photographs: Photographs,
+    patches: int = FITTED_PATCHES,
+) -> FrozenEntropyModel:
+    """The same with tables of y by what was coded with each: symbols of patches of photographs, spoiled
+    as in training, at all qualities, counted as if those of both signs were one. (What training learns
+    is a density of latents with uniform noise, and one shape of it for all scales.) A table that was
+    hardly used stays about as it was. ImageError where all photographs are smaller than 64x64.
+    """
+    coder = LatentCoder(frozen)
+    frequencies, lengths, _ = frozen.tables("y")
+    used = np.zeros(len(frequencies))
+    rng = torch.Generator(photographs.pixels.device).manual_seed(0)
+    side = max(STRIDE, min(FITTED_SIDE, photographs.largest // STRIDE * STRIDE))
+    device = next(transforms.parameters()).device
+    for _ in range(patches):
+        clean, depth = photographs.batch(1, side, rng)
+        x = degrade(clean, rng, TrainConfig.clean, depth).to(device)
+        quality = int(torch.randint(101, (1,), generator=rng, device=rng.device))
+        y = transforms.g_a(x, torch.tensor([float(quality)], device=device))
+        z = transforms.h_a(y)
+        for symbols, indexes in coder.symbols(y[0].cpu(), z[0].cpu(), quality):
+            used += coder.tables_y.used(symbols, indexes)
+    ends = np.cumsum(lengths)[:-1]
+    tables = []
+    for table, counts in zip(np.split(frequencies, ends), np.split(used, ends), strict=True):
+        counts[:-1] = (counts[:-1] + counts[-2::-1]) / 2
+        tables.append(quantise(counts + PRIOR * table / _TOTAL) if counts.any() else table)
+    return FrozenEntropyModel.read(
+        {**frozen.tensors, "tables_y.frequencies": np.concatenate(tables)}
+    )
 
 
 def _prior_tables(prior: FactorisedPrior, qualities: list[float]) -> Tables:
