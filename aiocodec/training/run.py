@@ -192,11 +192,10 @@ class Run:
     def backward(self, clean: Tensor, spoiled: Tensor, quality: Tensor) -> tuple[Tensor, ...]:
         """The gradients of a batch; its mean loss, bpp and MSE.
 
-        CPU cores with bfloat16 take a part of the batch each, as operations are too short there to be
-        shared."""
+        CPU cores take a part of the batch each, as operations are too short to be shared."""
         config = self.config
         parameters = list(self.model.parameters())
-        whole = clean.is_cuda or config.compile or not has_bfloat16(clean.device)
+        whole = clean.is_cuda or config.compile
         parts = 1 if whole else min(torch.get_num_threads(), len(clean))
         seeds = torch.randint(1 << 62, (parts,), generator=self.rng, device=clean.device).tolist()
 
