@@ -27,6 +27,7 @@ from aiocodec.training.checkpoint import (
     load_weights,
     save_checkpoint,
     save_weights,
+    seen,
 )
 from aiocodec.training.config import ANNEALING, PHASES, TrainConfig
 from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
@@ -415,6 +416,32 @@ def test_a_run_starts_from_shallower_weights_of_its_variant_and_no_others(
     result = CliRunner().invoke(cli, [*command, str(tmp_path / "shallow")])
     assert result.exit_code == 0, result.output
     assert load_weights(tmp_path / "run").config == deep
+
+
+def test_a_run_counts_on_from_the_megapixels_of_what_it_starts_from(folder, tmp_path):
+    """By its folder, its checkpoint, or the weights alone; so its schedules go on too."""
+    command = ["train", "run", str(folder), "--patches", "64", "--batch", "1"]
+    first = [*command, "--out", str(tmp_path / "first"), "--until", "0.01"]
+    assert CliRunner().invoke(cli, first).exit_code == 0
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "first/weights-0.safetensors").rename(alone / "weights-0.safetensors")
+    for source in (tmp_path / "first", tmp_path / "first/checkpoint.pt", alone):
+        begun = seen(source)
+        assert begun == pytest.approx(0.0123, abs=1e-3)
+        out = tmp_path / f"from-{source.name}"
+        until = ["--until", str(begun + 0.005)]
+        result = CliRunner().invoke(
+            cli, [*command, "--out", str(out), "--start", str(source), *until]
+        )
+        assert result.exit_code == 0, result.output
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        assert rows[0]["megapixels"] == pytest.approx(begun, abs=0.06)
+        assert history(out / "checkpoint.pt")[0] == pytest.approx(begun + 0.0082, abs=1e-4)
+    save_weights(Model(TINY), alone, megapixels=5420.04)
+    assert seen(alone) == 5420.04
+    with pytest.raises(TrainingError, match="there is no checkpoint"):
+        seen(tmp_path / "nowhere")
 
 
 def test_training_needs_neither_the_entropy_coder_nor_an_installation(folder, tmp_path):

@@ -136,7 +136,7 @@ def training_arguments(options: dict[str, Any]) -> tuple[dict[str, Any], dict[st
 @click.option(
     "--start",
     type=click.Path(exists=True, path_type=Path),
-    help="Start from the weights of another run: its folder or its checkpoint.",
+    help="Start from the weights of another run, its folder or its checkpoint, and from its megapixels.",
 )
 def train_run(
     photographs: Path,
@@ -161,13 +161,14 @@ def train_run(
     from aiocodec.pretrained import Manifest
 
     with loading("torch"):
-        from aiocodec.training.checkpoint import load_weights
+        from aiocodec.training.checkpoint import load_weights, seen
         from aiocodec.training.loop import train as run
 
-    model = load_weights(start) if start else None
+    model, megapixels = (load_weights(start), seen(start)) if start else (None, 0.0)
     if pretrained:
         model = Manifest.read().load(variant).trainable()
-    run(photographs, out, variant, config, start=model, until=until or math.inf, **data)
+    until = until or math.inf
+    run(photographs, out, variant, config, start=model, seen=megapixels, until=until, **data)
 
 
 @train.command("anneal", epilog=EPILOG)

@@ -140,13 +140,26 @@ def history(path: Path) -> tuple[float, tuple[float, float] | None]:
     return state["counters"]["pixels"] / 1e6, anneal and tuple(anneal)
 
 
-def save_weights(model: Model, folder: Path, progress: float = 1.0) -> list[Path]:
+def seen(source: Path) -> float:
+    """The megapixels that the weights of `load_weights`, also for the errors, have been shown; 0 where the
+    weights in a folder do not say."""
+    checkpoint = source / "checkpoint.pt" if source.is_dir() else source
+    return history(checkpoint)[0] if checkpoint.exists() else _read_parts(source)[3]
+
+
+def save_weights(
+    model: Model, folder: Path, progress: float = 1.0, megapixels: float = 0.0
+) -> list[Path]:
     """Write all weights of a model as `weights-N.safetensors`, the transforms in float16, the
     entropy model, which is yet to be frozen, in float32. `progress` is that of the annealing, in
-    0..1."""
+    0..1, `megapixels` what the model has been shown."""
     tensors = {f"transforms.{k}": v for k, v in stored(model.transforms).items()}
     tensors |= {f"entropy.{k}": v.detach().cpu() for k, v in model.entropy.state_dict().items()}
-    metadata = {"config": json.dumps(model.config.to_dict()), "progress": str(progress)}
+    metadata = {
+        "config": json.dumps(model.config.to_dict()),
+        "progress": str(progress),
+        "megapixels": str(round(megapixels, 4)),
+    }
     return write_shards(folder, "weights", tensors, metadata)
 
 
@@ -174,7 +187,7 @@ def load_weights(source: Path, annealed: bool = False) -> Model:
         seen, span = history(checkpoint)
         progress = (seen - span[0]) / (span[1] - span[0]) if span else 0.0
     else:
-        config, tensors, progress = _read_parts(source)
+        config, tensors, progress, _ = _read_parts(source)
     if annealed and progress < 1:
         raise TrainingError(
             f"the annealing of {source} is at {progress:.0%}: first `aic train anneal` a branch of it"
@@ -187,7 +200,8 @@ def load_weights(source: Path, annealed: bool = False) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], float]:
+def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], float, float]:
+    """Config, tensors, progress and megapixels of the weights in a folder."""
     from safetensors import SafetensorError, safe_open
 
     paths = sorted(folder.glob("weights-*.safetensors"))
@@ -205,7 +219,8 @@ def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], float]
     first = metadata[0]
     if len(paths) != int(first["parts"]) or any(other != first for other in metadata):
         raise TrainingError(f"the weights in {folder} are not whole, or not of one time")
-    return json.loads(first["config"]), tensors, float(first["progress"])
+    progress, megapixels = float(first["progress"]), float(first.get("megapixels", 0))
+    return json.loads(first["config"]), tensors, progress, megapixels
 
 
 def _read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

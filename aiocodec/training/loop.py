@@ -76,6 +76,7 @@ def train(
     pairs: Sequence[Path] = (),
     validation: Path | None = None,
     start: Model | None = None,
+    seen: float = 0.0,
     branch_of: Path | None = None,
     device: str = "cpu",
     until: float = math.inf,
@@ -83,7 +84,8 @@ def train(
 ) -> Run:
     """Train until a branch is annealed, or `until` so many megapixels have been shown, going on from
     `output/checkpoint.pt` where there is one, else from the checkpoint `branch_of`, else from `start`,
-    a shallower form of the variant perhaps, or one of fewer latents and no gate, else from scratch.
+    a shallower form of the variant perhaps, or one of fewer latents and no gate, whose megapixels so far
+    are `seen`, else from scratch.
 
     `photographs`, `depths`, `scenes` and `pairs` are those of `data.Mixture`; the images of the folder
     `validation`, where there is one, are validated, and with them the pairs that are held out. `report`
@@ -110,6 +112,7 @@ def train(
         except ValueError:
             raise TrainingError(f"the weights to start from are not those of a {variant}") from None
         run = Run.create(model.to(device), config)
+        run.pixels = round(seen * 1e6)
     mixture = Mixture.load(photographs, device, depths, scenes, pairs)
     held = Photographs.load(validation, device) if validation else None
     names = [folder.name for folder in pairs]
@@ -143,7 +146,7 @@ def train(
 
     def examine(every: int) -> None:
         """Write the averaged weights, and validate them."""
-        save_weights(run.average, output, run.progress)
+        save_weights(run.average, output, run.progress, run.megapixels)
         if held is not None:
             rows = validate(run.average, held, every=every)
             for name, some in unseen.items():
@@ -173,7 +176,7 @@ def train(
     )
     if config.compile:
         compile_parts(run.model)
-    skipped, skips, recent, seen = 0, 0, [], run.pixels
+    skipped, skips, recent, shown = 0, 0, [], run.pixels
     validated = run.megapixels
     reported = saved = clock = time.monotonic()
     while run.progress < 1 and run.megapixels < until:
@@ -214,16 +217,18 @@ def train(
                     "patch": side,
                     "batch": count,
                     "skipped": skips,
-                    "megapixels_per_second": round((run.pixels - seen) / 1e6 / (now - reported), 4),
+                    "megapixels_per_second": round(
+                        (run.pixels - shown) / 1e6 / (now - reported), 4
+                    ),
                 }
             )
-            recent, skips, reported, seen = [], 0, now, run.pixels
+            recent, skips, reported, shown = [], 0, now, run.pixels
         if run.megapixels - validated >= config.validate_megapixels and run.progress < 1:
             save_checkpoint(run, checkpoint)
             examine(every=BRIEFLY)
             validated = run.megapixels
             reported = saved = clock = time.monotonic()
-            seen = run.pixels
+            shown = run.pixels
     save_checkpoint(run, checkpoint)
     examine(every=BRIEFLY if config.anneal is None else 1)
     return run
