@@ -93,7 +93,7 @@ class Measured:
 
     def deltas(self, part: str) -> list[Delta]:
         document = json.loads((self.folder / part / "results.json").read_text("utf-8"))
-        return [Delta(**{**delta, "overlap": delta["overlap"]}) for delta in document["deltas"]]
+        return [Delta(**delta) for delta in document["deltas"]]
 
 
 def percent(value: float | None) -> str:
