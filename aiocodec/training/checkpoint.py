@@ -184,8 +184,8 @@ def load_weights(source: Path, annealed: bool = False) -> Model:
     if checkpoint.exists():
         state = _read_checkpoint(checkpoint)
         config, tensors = state["model_config"], state["average"]
-        seen, span = history(checkpoint)
-        progress = (seen - span[0]) / (span[1] - span[0]) if span else 0.0
+        shown, span = history(checkpoint)
+        progress = (shown - span[0]) / (span[1] - span[0]) if span else 0.0
     else:
         config, tensors, progress, _ = _read_parts(source)
     if annealed and progress < 1:
