@@ -144,8 +144,8 @@ VARIANTS = {
     for config in (
         ModelConfig(
             "nano",
-            analysis=(Stage(8, 128, _analysis(4)),),
-            synthesis=(Stage(4, 32, ("dcb",) * 2), Stage(8, 128, ("dcb",) * 4)),
+            analysis=(Stage(8, 128, _analysis(6)),),
+            synthesis=(Stage(4, 32, ("dcb",) * 2), Stage(8, 128, ("dcb",) * 6)),
             entropy=EntropyConfig(latents=320, hyper=96, width=192),
             gated=True,
         ),

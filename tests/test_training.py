@@ -29,11 +29,18 @@ from aiocodec.training.checkpoint import (
     save_weights,
     seen,
 )
-from aiocodec.training.config import ANNEALING, PHASES, TrainConfig
+from aiocodec.training.config import AHEAD, ANNEALING, PHASES, TrainConfig
 from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
 from aiocodec.training.loop import anneal, train
 from aiocodec.training.muon import Muon, orthogonalise
-from aiocodec.training.run import HOPELESS, Run, compile_parts, optimisers, rate_distortion
+from aiocodec.training.run import (
+    HOPELESS,
+    Passes,
+    Run,
+    compile_parts,
+    optimisers,
+    rate_distortion,
+)
 from aiocodec.training.validate import VALIDATION, deep_share, plot, validate
 from aiocodec.transforms import Piece
 
@@ -335,6 +342,59 @@ def test_one_bad_step_is_skipped():
     assert run.update(x, x) is not None
 
 
+def test_a_bad_step_that_was_queued_is_one_of_no_gradient():
+    """Whether it is bad is known only when it is asked for, after others have been queued."""
+    run = Run.create(Model(TINY), QUICK)
+    x, broken = torch.rand(1, 3, 64, 64), torch.full((1, 3, 64, 64), math.nan)
+    queued = [run.queue(x, x) for _ in range(3)]
+    queued.append(run.queue(broken, x))
+    assert not any(p.grad.any() for p in run.model.parameters())
+    queued.append(run.queue(x, x))
+    assert any(p.grad.any() for p in run.model.parameters())
+    assert [result is None for result in run.settle(queued)] == [False, False, False, True, False]
+    assert run.step == 5 and run.usual_norm > 0
+    assert all(bool(p.isfinite().all()) for p in run.model.parameters())
+    run.step, run.usual_norm = 100, 1e-6
+    assert run.settle([run.queue(x, x)]) == [None]  # a spike
+
+
+def test_a_queued_step_is_an_update():
+    """But for the noise, of which they draw their own: the same loss, and gradients of one direction."""
+    torch.manual_seed(0)
+    model = Model(replace(VARIANTS["nano"].shallow(1), entropy=EntropyConfig(32, 8, 16)))
+    clean, quality = torch.rand(4, 3, 64, 64), torch.tensor([10.0, 30.0, 50.0, 90.0])
+    run = Run.create(model, TrainConfig())
+    values = run.backward(clean, clean, quality)
+    expected = torch.cat([p.grad.flatten() for p in run.model.parameters()])
+    passes = Passes(run.model, clean, clip=1e9)
+    loss, bpp, mse, norm, good = passes(clean, clean, quality, limit=math.inf).tolist()
+    found = torch.cat([gradient.flatten() for gradient in passes.gradients])
+    assert [loss, bpp, mse] == pytest.approx(torch.stack(values).tolist(), rel=0.02)
+    assert good and norm == pytest.approx(found.norm().item(), rel=1e-3)
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
+    passes.clip = norm / 2
+    passes(clean, clean, quality, limit=math.inf)
+    clipped = torch.cat([gradient.flatten() for gradient in passes.gradients])
+    assert clipped.norm() == pytest.approx(norm / 2, rel=0.02)
+
+
+def test_a_run_that_queues(folder, tmp_path, monkeypatch):
+    """As on CUDA: steps are counted as they are queued, and a run that explodes ends."""
+    monkeypatch.setitem(AHEAD, "cpu", 4)
+    rows = []
+    phases = ((0.0, 64, 2), (16 * STEP, 64, 1))
+    config = replace(QUICK, phases=phases, report_seconds=0.0)
+    run = train(folder, tmp_path / "run", "tiny", config, until=18 * STEP, report=rows.append)
+    assert (run.step, run.megapixels) == (20, pytest.approx(18 * STEP))
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 5 and all(map(math.isfinite, losses))
+    model = Model(TINY)
+    with torch.no_grad():
+        model.transforms.g_s.tail.bias.fill_(math.nan)
+    with pytest.raises(Diverged, match="not finite"):
+        train(folder, tmp_path / "broken", "tiny", config, start=model)
+
+
 def test_too_little_memory_halves_the_batch(folder, tmp_path, monkeypatch):
     rows, sizes = [], []
     update = Run.update
@@ -425,7 +485,8 @@ def test_a_run_counts_on_from_the_megapixels_of_what_it_starts_from(folder, tmp_
     assert CliRunner().invoke(cli, first).exit_code == 0
     alone = tmp_path / "alone"
     alone.mkdir()
-    (tmp_path / "first/weights-0.safetensors").rename(alone / "weights-0.safetensors")
+    for part in sorted((tmp_path / "first").glob("weights-*.safetensors")):
+        part.rename(alone / part.name)
     for source in (tmp_path / "first", tmp_path / "first/checkpoint.pt", alone):
         begun = seen(source)
         assert begun == pytest.approx(0.0123, abs=1e-3)
@@ -438,8 +499,8 @@ def test_a_run_counts_on_from_the_megapixels_of_what_it_starts_from(folder, tmp_
         rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         assert rows[0]["megapixels"] == pytest.approx(begun, abs=0.06)
         assert history(out / "checkpoint.pt")[0] == pytest.approx(begun + 0.0082, abs=1e-4)
-    save_weights(Model(TINY), alone, megapixels=5420.04)
-    assert seen(alone) == 5420.04
+    save_weights(Model(TINY), tmp_path, megapixels=5420.04)
+    assert seen(tmp_path) == 5420.04
     with pytest.raises(TrainingError, match="there is no checkpoint"):
         seen(tmp_path / "nowhere")
 
@@ -657,6 +718,13 @@ def test_a_batch_has_its_share_of_every_source(folder, tmp_path):
                 else:  # the blue of the spoiled half of pairs is 200, of scenes it is haze
                     found["pairs" if y[2].median() > 0.7 and y[:2].min() < 0.1 else "scenes"] += 1
         return {name: n / (count * batches) for name, n in found.items()}
+
+    rng = torch.Generator().manual_seed(1)
+    config = TrainConfig(clean=1.0, pairs=0.3, scenes=0.1)
+    several = mixture.batches(4, 64, rng, config, ahead=5)  # of which each has some of all
+    assert [(len(clean), len(spoiled)) for clean, spoiled in several] == [(4, 4)] * 5
+    spoiled = [sum(not torch.equal(x, y) for x, y in zip(*some, strict=True)) for some in several]
+    assert set(spoiled) <= {1, 2} and sum(spoiled) in (7, 8, 9)
 
     found = shares(6, 100, pairs=0.3, scenes=0.1)
     assert found["photographs"] == pytest.approx(0.6, abs=0.04)

@@ -158,6 +158,8 @@ def _mass(lower: Tensor, upper: Tensor) -> Tensor:
 class EntropyModel(nn.Module):
     """The networks and densities that a decoder needs to get from symbols to y_hat, trainable."""
 
+    turns: Tensor
+
     def __init__(self, config: EntropyConfig) -> None:
         super().__init__()
         self.config = config
@@ -173,6 +175,7 @@ class EntropyModel(nn.Module):
         )
         self.body = nn.Sequential(separable(width), separable(width))
         self.head = _zeroed(pointwise(width, 2 * n, bias=True))
+        self.register_buffer("turns", torch.tensor(config.order), persistent=False)
         by_quality = config.quality_levels > 1
         self.prior_z = FactorisedPrior(z, by_quality)
         self.embedding = QualityCurve(z) if by_quality else None
@@ -249,8 +252,12 @@ class EntropyModel(nn.Module):
         return index, mean
 
     def masks(self, y: Tensor) -> Tensor:
-        """Where each pass codes, bool [K, N, H, W]."""
-        return torch.from_numpy(passes.masks(self.config.order, tuple(y.shape[1:]))).to(y.device)
+        """Where each pass codes, bool [K, N, H, W]: `passes.masks`, made on the device of y."""
+        groups, (_, n, height, width) = len(self.turns), y.shape
+        cells = self.turns.repeat_interleave(n // groups, 0)
+        turns = cells.repeat(1, -(-height // 2), -(-width // 2))[:, :height, :width]
+        ks = torch.arange(passes.count(self.config.order), device=y.device)
+        return turns == ks[:, None, None, None]
 
     def likelihood(self, values: Tensor, scales: Tensor) -> Tensor:
         """Mass of [v - 1/2, v + 1/2] under the scale mixture (1 - w) N(0, s) + w N(0, r s)."""

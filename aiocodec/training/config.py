@@ -16,10 +16,16 @@ Phases = tuple[tuple[float, int, int], ...]
 # patches later, where the cost of the optimiser, which is per step, is spread over more pixels.
 PHASES: dict[str, Phases] = {
     "cpu": ((0.0, 128, 8), (400.0, 192, 6), (2000.0, 256, 6)),
-    "cuda": ((0.0, 256, 32), (20000.0, 320, 32)),
+    "cuda": ((0.0, 256, 64),),
 }
-ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (384, 16)}  # side and batch
-PACE = ((0.0, 1.0), (2000.0, 0.5), (12000.0, 0.25))
+# Side and batch; larger patches would leave out most of the pairs, which are 256 pixels high or wide.
+ANNEALING: dict[str, tuple[int, int]] = {"cpu": (256, 4), "cuda": (256, 64)}
+PACE: dict[str, tuple[tuple[float, float], ...]] = {
+    "cpu": ((0.0, 1.0), (2000.0, 0.5), (12000.0, 0.25)),
+    "cuda": ((0.0, 1.0),),  # batches ten times as large are less noisy
+}
+AHEAD = {"cpu": 1, "cuda": 8}  # batches that are drawn, and steps that are queued, at once
+VALIDATE = {"cpu": 300.0, "cuda": 30000.0}  # megapixels
 # Steps of the last matrices beside those of all others. What the deep path of g_s adds to x_hat is small
 # beside its features, and so is its last matrix: at the full rate the noise of its steps was such that
 # g_s turned its deep path off, for good. The linear path of g_s is its analysis divided by 64.
@@ -40,7 +46,7 @@ class TrainConfig:
     """The megapixels at which the rates begin to fall and at which they are zero; without it they stay
     as they are and the run has no end."""
     lr_matrix: float = 3e-3  # of Muon, for the matrices, where `pace` is 1
-    pace: tuple[tuple[float, float], ...] = PACE
+    pace: tuple[tuple[float, float], ...] = PACE["cpu"]
     """(megapixels from which on it holds, factor of all rates): a run without an end slows down by steps,
     as the noise of long strides hides ever more of what there is to learn."""
     warmup: int = 100  # steps
@@ -54,7 +60,7 @@ class TrainConfig:
     seed: int = 0
     report_seconds: float = 20.0
     checkpoint_seconds: float = 30.0
-    validate_megapixels: float = 300.0
+    validate_megapixels: float = VALIDATE["cpu"]
 
     def __post_init__(self) -> None:
         if any(side % STRIDE for _, side, _ in self.phases):
@@ -73,7 +79,8 @@ class TrainConfig:
         phases = PHASES[device]
         if side or batch:
             phases = ((0.0, side or phases[0][1], batch or phases[0][2]),)
-        return cls(phases=phases, **fields)
+        usual = {"pace": PACE[device], "validate_megapixels": VALIDATE[device]}
+        return cls(phases=phases, **{**usual, **fields})
 
     def annealed(
         self, device: str, seen: float, megapixels: float, side: int | None, batch: int | None

@@ -360,6 +360,14 @@ class Mixture:
         )
         return clean, spoiled
 
+    def batches(
+        self, count: int, side: int, rng: torch.Generator, config: TrainConfig, ahead: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Several batches, as `batch` makes one, drawn together: a device that is told of every operation
+        works on more at a time."""
+        clean, spoiled = self.batch(ahead * count, side, rng, config)
+        return [(clean[i::ahead], spoiled[i::ahead]) for i in range(ahead)]
+
 
 def _inputs(folder: Path) -> list[Path]:
     """The spoiled pictures of a folder of pairs, in the order of their names."""

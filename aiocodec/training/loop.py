@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aiocodec.config import STRIDE, VARIANTS
 from aiocodec.errors import Diverged, ImageError, TrainingError, out_of_memory
 from aiocodec.metrics import psnr_from_mse
 from aiocodec.model import Model, widen
 from aiocodec.training.checkpoint import history, load_run, save_checkpoint, save_weights
-from aiocodec.training.config import ANNEALED_SHARE, TrainConfig
+from aiocodec.training.config import AHEAD, ANNEALED_SHARE, TrainConfig
 from aiocodec.training.cores import prepare
 from aiocodec.training.data import Mixture, Pairs, Photographs, held_out
 from aiocodec.training.run import Run, compile_parts
@@ -176,6 +177,9 @@ def train(
     )
     if config.compile:
         compile_parts(run.model)
+    ahead = AHEAD[device]
+    drawn: list[tuple[Tensor, Tensor]] = []  # batches that are yet to be shown
+    queued: list[Tensor] = []  # what steps have come to, that is yet to be asked for
     skipped, skips, recent, shown = 0, 0, [], run.pixels
     validated = run.megapixels
     reported = saved = clock = time.monotonic()
@@ -183,14 +187,22 @@ def train(
         deepen_if_due()
         side, count = run.patch()
         with _Signals() as signals:
-            fits, result = True, None
+            fits, results = True, []
             try:
-                result = run.update(*mixture.batch(count, side, run.rng, config))
+                if not drawn or drawn[0][0].shape[::2] != (count, side):
+                    drawn = mixture.batches(count, side, run.rng, config, ahead)
+                if ahead > 1:
+                    queued.append(run.queue(*drawn.pop()))
+                    if len(queued) >= ahead:
+                        results, queued = run.settle(queued), []
+                else:
+                    results = [run.update(*drawn.pop())]
             except (RuntimeError, MemoryError) as fault:
                 if not out_of_memory(fault):
                     raise
                 fits = False
             if not fits:  # out of the handler, which holds on to what the step had taken
+                drawn, queued = [], []
                 run.shrink(count, side)
                 log({"memory": "too little", "batch": run.patch()[1]})
                 continue
@@ -199,13 +211,14 @@ def train(
             if now - saved >= config.checkpoint_seconds or signals.caught:
                 save_checkpoint(run, checkpoint)
                 saved = now
-        if result is None:
-            skipped, skips = skipped + 1, skips + 1
+        for result in results:
+            skipped = 0 if result is not None else skipped + 1
+            skips += result is None
             if skipped == SKIPS:
                 raise Diverged(f"the loss is not finite, or exploded, at step {run.step}")
+        recent += [result for result in results if result is not None]
+        if not results or results[-1] is None:
             continue
-        skipped = 0
-        recent.append(result)
         if now - reported >= config.report_seconds:
             loss, bpp, mse = (sum(column) / len(recent) for column in zip(*recent, strict=True))
             log(

@@ -88,6 +88,67 @@ def compile_parts(model: Model) -> None:
         part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign]
 
 
+class Passes:
+    """Both passes over batches of one shape without waiting for a device, and on CUDA as one graph, some
+    two thousand kernels that are launched together.
+
+    What a step may not have, gradients that are not finite or a spike, is decided on the device too and
+    makes them zero, as to ask would be to wait for all that is queued.
+    """
+
+    def __init__(self, model: Model, clean: Tensor, clip: float) -> None:
+        """For batches of the shape of `clean`; gradients are clipped to the norm `clip`."""
+        self.model, self.clip = model, clip
+        self.clean, self.spoiled = torch.rand_like(clean), torch.rand_like(clean)
+        self.quality = torch.full((len(clean),), 50.0, device=clean.device)
+        self.limit = torch.full((), math.inf, device=clean.device)  # of the norm of gradients
+        self.gradients = [torch.zeros_like(p) for p in model.parameters()]
+        self.values = torch.zeros(5, device=clean.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if clean.is_cuda:
+            self._record()
+
+    def __call__(self, clean: Tensor, spoiled: Tensor, quality: Tensor, limit: float) -> Tensor:
+        """Loss, bpp, MSE, the norm of the gradients, and 1 where these are kept, 0 where they are zeroed:
+        [5], which the next call overwrites, as it does `gradients`."""
+        self.clean.copy_(clean)
+        self.spoiled.copy_(spoiled)
+        self.quality.copy_(quality)
+        self.limit.fill_(limit)
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._passes()
+        return self.values
+
+    def _passes(self) -> None:
+        losses = rate_distortion(self.model, self.clean, self.spoiled, self.quality)
+        with torch.no_grad():
+            parameters = list(self.model.parameters())
+            found = torch.autograd.grad(losses[0], parameters, materialize_grads=True)
+            norm = torch.stack(torch._foreach_norm(found)).norm()  # type: ignore[attr-defined]
+            values = torch.stack([*(loss.mean() for loss in losses), norm])
+            good = values.isfinite().all() & (norm <= self.limit)
+            share = (self.clip / (norm + 1e-6)).clamp(max=1)
+            found = torch._foreach_mul(found, share)  # type: ignore[attr-defined]
+            for gradient, new in zip(self.gradients, found, strict=True):
+                gradient.copy_(torch.where(good, new, 0.0))
+            self.values.copy_(torch.cat([values, good[None]]))
+
+    def _record(self) -> None:
+        torch.backends.cudnn.benchmark = True  # not for what is of another size at every step
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what is lazy has to happen before a recording
+            for _ in range(3):
+                self._passes()
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._passes()
+        torch.backends.cudnn.benchmark = False
+
+
 def _placed(model: Model, like: Model | None = None) -> Model:
     """A model in the memory format of training, on the device of another."""
     device = next((like or model).parameters()).device
@@ -108,6 +169,7 @@ class Run:
     seconds: float = 0.0  # of optimisation so far
     pixels: int = 0
     largest: int = 1 << 40  # pixels of a batch; less where memory was too little
+    passes: Passes | None = None  # on CUDA, those of `model` over batches of the last shape
 
     @classmethod
     def create(cls, model: Model, config: TrainConfig) -> "Run":
@@ -115,7 +177,6 @@ class Run:
         model = _placed(model).requires_grad_(True).train()
         if next(model.parameters()).is_cuda:
             torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.benchmark = True
         average = Model(model.config)
         average.load_state_dict(model.state_dict())
         average = _placed(average, model).eval().requires_grad_(False)
@@ -153,7 +214,7 @@ class Run:
         deeper, average = deepen(self.model, config), deepen(self.average, config)
         self.model = _placed(deeper, self.model).requires_grad_(True).train()
         self.average = _placed(average, self.average).eval().requires_grad_(False)
-        self.optimisers = optimisers(self.model, self.config)
+        self.optimisers, self.passes = optimisers(self.model, self.config), None
         parameters = dict(self.model.named_parameters())
         for optimiser in self.optimisers:
             members = {id(p) for group in optimiser.param_groups for p in group["params"]}
@@ -164,17 +225,52 @@ class Run:
     def update(self, clean: Tensor, spoiled: Tensor) -> tuple[float, float, float] | None:
         """One step on a batch, clean and spoiled patches [B, 3, side, side]; mean loss, bpp and MSE, or
         None where the step was skipped: not finite, or a spike of the gradient."""
+        if clean.is_cuda:
+            return self.settle([self.queue(clean, spoiled)])[0]
+        losses = self.backward(clean, spoiled, self._qualities(clean))
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        values = torch.stack([*losses, norm])
+        good = bool(values.isfinite().all() and norm <= self._limit())
+        (result,) = self.settle([torch.cat([values, norm.new_tensor([good])])])
+        if result is not None:
+            self._move(clean)
+        return result
+
+    def queue(self, clean: Tensor, spoiled: Tensor) -> Tensor:
+        """`update`, but without waiting for what it comes to, which `settle` tells; a step that is to be
+        skipped is one of no gradient."""
+        if self.passes is None or self.passes.clean.shape != clean.shape:
+            self.passes = None  # its memory is needed
+            self.passes = Passes(self.model, clean, self.config.clip)
+        values = self.passes(clean, spoiled, self._qualities(clean), self._limit()).clone()
+        for parameter, gradient in zip(self.model.parameters(), self.passes.gradients, strict=True):
+            parameter.grad = gradient
+        self._move(clean)
+        return values
+
+    def settle(self, queued: list[Tensor]) -> list[tuple[float, float, float] | None]:
+        """What steps have come to, see `update`."""
+        results: list[tuple[float, float, float] | None] = []
+        for loss, bpp, mse, norm, good in torch.stack(queued).tolist():
+            if good:
+                weight = 0.01 if self.step > self.config.warmup else 0.1
+                self.usual_norm += weight * (norm - self.usual_norm)
+            results.append((loss, bpp, mse) if good else None)
+        return results
+
+    def _qualities(self, clean: Tensor) -> Tensor:
+        return torch.rand(len(clean), generator=self.rng, device=clean.device) * 100
+
+    def _limit(self) -> float:
+        """The norm beyond which a gradient is a spike."""
+        calm = (
+            self.step > self.config.warmup and self.usual_norm > 0
+        )  # what is queued is not known yet
+        return self.config.spike * self.usual_norm if calm else math.inf
+
+    def _move(self, clean: Tensor) -> None:
+        """Step along the gradients of a batch."""
         config = self.config
-        quality = torch.rand(len(clean), generator=self.rng, device=clean.device) * 100
-        losses = self.backward(clean, spoiled, quality)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        loss, bpp, mse, norm = torch.stack([*losses, norm]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return None
-        if self.step > config.warmup and norm > config.spike * self.usual_norm:
-            return None
-        weight = 0.01 if self.step > config.warmup else 0.1
-        self.usual_norm += weight * (norm - self.usual_norm)
         factor = config.lr_factor(self.step, self.megapixels)
         for optimiser, rates in zip(self.optimisers, config.rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -187,16 +283,13 @@ class Run:
             torch._foreach_lerp_(  # type: ignore[attr-defined]
                 list(self.average.parameters()), list(self.model.parameters()), 1 - decay
             )
-        return loss, bpp, mse
 
     def backward(self, clean: Tensor, spoiled: Tensor, quality: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of a batch; its mean loss, bpp and MSE.
-
-        CPU cores take a part of the batch each, as operations are too short to be shared."""
+        """The gradients of a batch; its mean loss, bpp and MSE. CPU cores take a part of the batch each, as
+        operations are too short to be shared."""
         config = self.config
         parameters = list(self.model.parameters())
-        whole = clean.is_cuda or config.compile
-        parts = 1 if whole else min(torch.get_num_threads(), len(clean))
+        parts = 1 if config.compile else min(torch.get_num_threads(), len(clean))
         seeds = torch.randint(1 << 62, (parts,), generator=self.rng, device=clean.device).tolist()
 
         def part(i: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -225,5 +318,6 @@ class Run:
         if count == 1:
             raise LimitError(f"one patch of {side}x{side} exceeds the memory")
         self.largest = count // 2 * side**2
+        self.passes = None
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
