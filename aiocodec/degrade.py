@@ -503,6 +503,17 @@ def degrade(x: Tensor, rng: torch.Generator, clean: float, depth: Tensor | None 
     return _carry_out(plans, x, rng, depth)
 
 
+def faded(x: Tensor, rng: torch.Generator, share: float) -> Tensor:
+    """No degradation: clean images, every one with probability `share` in other tones, as photographs are
+    also developed: blacks lifted by up to a fifth, whites lowered by up to a tenth, tinted, darker or
+    brighter between. The others keep their pixels. A black that is gray says little of haze then."""
+    tints = 0.02 * _normal((2, len(x), 3, 1, 1), x, rng)
+    black = (_uniform(x, rng, 0, 0.2) + tints[0]).clamp(min=0)
+    white = (_uniform(x, rng, 0.9, 1) + tints[1]).clamp(max=1)
+    toned = torch.lerp(black, white, x ** _log_uniform(x, rng, 0.7, 1.4))
+    return torch.where(_uniform(x, rng, 0, 1) < share, _to_8_bits(toned), x)
+
+
 def on_top(x: Tensor, rng: torch.Generator, share: float = MIXED_SHARE) -> Tensor:
     """Images that are spoiled already, every one with probability `share` after one of what a camera
     adds: blur, noise, JPEG artefacts. The others keep their pixels."""

@@ -16,6 +16,7 @@ from aiocodec.degrade import (
     camera_noise,
     contact_sheet,
     degrade,
+    faded,
     gaussian_noise,
     haze,
     jpeg,
@@ -690,6 +691,24 @@ def test_on_top_leaves_the_others_exactly_as_they_are():
     assert_share((~untouched).sum().item(), 300, module.MIXED_SHARE)
     assert_pixels(out[~untouched], x[~untouched])
     assert torch.equal(x, before) and torch.equal(on_top(x, seeded()), out)
+
+
+def test_faded_images_are_of_other_tones():
+    """Every channel goes from a lifted black to a lowered white, in the same order; the others keep their
+    pixels."""
+    x = torch.linspace(0, 1, 256).round(decimals=4).expand(400, 3, 4, 256).mul(255).round() / 255
+    y = faded(x, seeded(0), share=0.5)
+    kept = (y == x).flatten(1).all(1)
+    assert kept.float().mean() == pytest.approx(0.5, abs=0.08)
+    toned = y[~kept]
+    assert bool((toned.diff(dim=-1) >= 0).all()) and torch.equal(toned, (toned * 255).round() / 255)
+    black, white = toned[..., 0].mean((1, 2)), toned[..., -1].mean((1, 2))
+    assert black.min() < 0.05 and 0.15 < black.max() < 0.26
+    assert white.min() > 0.85 and white.max() > 0.98
+    middle = toned[..., 128].mean((1, 2)) - (black + white) / 2
+    assert middle.min() < -0.05 and middle.max() > 0.05
+    assert (toned[:, 0] - toned[:, 2]).abs().max() > 0.02  # tinted
+    assert torch.equal(faded(x, seeded(0), share=0.0), x)
 
 
 def test_rehaze_is_haze_of_random_amounts_and_then_the_camera():

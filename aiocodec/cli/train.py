@@ -86,6 +86,13 @@ training_options = grouped(
         help="Share of the photographs that is not degraded.",
     ),
     click.option(
+        "--faded",
+        type=click.FloatRange(0, 1),
+        default=TrainConfig.faded,
+        show_default=True,
+        help="Share of the photographs that is shown in other tones, with lifted blacks.",
+    ),
+    click.option(
         "--lr",
         type=click.FloatRange(0, min_open=True),
         default=TrainConfig.lr_matrix,
@@ -110,7 +117,7 @@ def training_device(device: str) -> str:
 def training_arguments(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `training_options` but the first four gave: fields of TrainConfig, and what `loop.train` takes
     besides it."""
-    fields = {name: options[name] for name in ("clean", "compile", "seed")}
+    fields = {name: options[name] for name in ("clean", "faded", "compile", "seed")}
     data = {name: options[name] for name in ("scenes", "pairs", "validation")}
     data |= {"depths": options["depth_maps"], "device": training_device(options["device"])}
     return {**fields, "lr_matrix": options["lr"]}, {**data, "report": report_training}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aiocodec.degrade import degrade, on_top, rehaze
+from aiocodec.degrade import degrade, faded, on_top, rehaze
 from aiocodec.errors import AicError, ImageError, LimitError, out_of_memory
 from aiocodec.image import SUFFIXES, read
 from aiocodec.training.config import TrainConfig
@@ -353,6 +353,7 @@ class Mixture:
                 assert depth is not None
                 parts.append((clean, rehaze(clean, depth, rng)))
         clean, depth = self.photographs.batch(left + 1, side, rng)
+        clean = faded(clean, rng, config.faded)
         parts.append((clean, degrade(clean, rng, config.clean, depth)))
         clean, spoiled = (
             torch.cat(part).contiguous(memory_format=torch.channels_last)

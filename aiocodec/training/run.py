@@ -254,6 +254,7 @@ class Run:
         for loss, bpp, mse, norm, good in torch.stack(queued).tolist():
             if good:
                 weight = 0.01 if self.step > self.config.warmup else 0.1
+                weight = weight if self.usual_norm else 1.0
                 self.usual_norm += weight * (norm - self.usual_norm)
             results.append((loss, bpp, mse) if good else None)
         return results
@@ -263,9 +264,8 @@ class Run:
 
     def _limit(self) -> float:
         """The norm beyond which a gradient is a spike."""
-        calm = (
-            self.step > self.config.warmup and self.usual_norm > 0
-        )  # what is queued is not known yet
+        # What the first steps of a queue came to is not known before it is settled.
+        calm = self.step > self.config.warmup and self.usual_norm > 0
         return self.config.spike * self.usual_norm if calm else math.inf
 
     def _move(self, clean: Tensor) -> None:
