@@ -8,6 +8,8 @@ from pathlib import Path
 # times as long where anything else runs on the same cores. It is read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:  # of several processes each keeps to one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
