@@ -57,7 +57,7 @@ def _resample(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
     return conv3(inputs, outputs) if stride == 1 else pointwise(inputs, outputs, bias=True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # torch.compile hashes one before it has its fields
 class Piece:
     """A step of a deep path. Steps one behind the other are the path; each but those of attention to
     the whole picture sees no farther than `reach`, so that a part of a picture is enough for it."""

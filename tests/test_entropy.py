@@ -313,6 +313,15 @@ def test_integers_follow_the_float_model(config):
     assert (features - expected).abs().mean() < 1
 
 
+@pytest.mark.parametrize("order", [CHECKERBOARD, QUADTREE])
+def test_training_codes_in_the_passes_of_the_coder(order):
+    """Of maps of odd sides too."""
+    model = EntropyModel(EntropyConfig(8, 4, 8, order))
+    for shape in ((8, 4, 6), (8, 5, 7)):
+        expected = torch.from_numpy(passes.masks(order, shape))
+        assert torch.equal(model.masks(torch.zeros(2, *shape)), expected)
+
+
 def test_tables_are_valid_and_cover_what_they_should():
     """Those that ship, which are fitted to what photographs are coded as, and those of a model as it was
     trained: the masses of its two Gaussians."""
