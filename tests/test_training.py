@@ -738,6 +738,21 @@ def test_a_batch_has_its_share_of_every_source(folder, tmp_path):
     assert shares(4, 3, side=128, pairs=0.5, scenes=0.3)["photographs"] == 1
 
 
+def test_only_photographs_that_stay_clean_are_shown_in_other_tones(tmp_path):
+    """Of black and white ones all but these keep black and white as what they are restored to."""
+    rng = np.random.default_rng(0)
+    pixels = np.repeat(255 * rng.integers(0, 2, (96, 96, 1), dtype=np.uint8), 3, 2)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    mixture = Mixture.load(tmp_path)
+    clean, spoiled = mixture.batch(
+        200, 64, torch.Generator().manual_seed(0), TrainConfig(clean=0.5, faded=1.0)
+    )
+    stays = (clean == spoiled).flatten(1).all(1)
+    toned = ((clean != 0) & (clean != 1)).flatten(1).any(1)
+    assert torch.equal(stays, toned)
+    assert stays.float().mean() == pytest.approx(0.5, abs=0.1)
+
+
 def test_pairs_are_trained_on_and_validated(folder, tmp_path):
     for i in range(100):
         save_pair(tmp_path / "rainy", f"{i:02}", clean_sides=(64, 65) if i == 7 else None)

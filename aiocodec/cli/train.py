@@ -90,7 +90,7 @@ training_options = grouped(
         type=click.FloatRange(0, 1),
         default=TrainConfig.faded,
         show_default=True,
-        help="Share of the photographs that is shown in other tones, with lifted blacks.",
+        help="Share of what is not degraded that is in other tones, with lifted blacks.",
     ),
     click.option(
         "--lr",

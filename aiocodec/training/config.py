@@ -54,7 +54,7 @@ class TrainConfig:
     spike: float = 8.0  # a gradient norm this many times the usual one skips the step
     ema: float = 0.999  # decay of the averaged weights, which are validated and released
     clean: float = 0.5  # probability of a photograph without degradation
-    faded: float = 0.4  # probability of a photograph in other tones, see `degrade.faded`
+    faded: float = 0.2  # probability of other tones for what stays clean, see `degrade.faded`
     pairs: float = 0.15  # share of the patches that come from pairs, where there are any
     scenes: float = 0.05  # share that is made hazy by measured depth, where there is any
     compile: bool = False  # the transforms and the entropy model, by torch.compile

@@ -353,8 +353,11 @@ class Mixture:
                 assert depth is not None
                 parts.append((clean, rehaze(clean, depth, rng)))
         clean, depth = self.photographs.batch(left + 1, side, rng)
-        clean = faded(clean, rng, config.faded)
-        parts.append((clean, degrade(clean, rng, config.clean, depth)))
+        spoiled = degrade(clean, rng, config.clean, depth)
+        # Only what stays clean: were haze lifted from pictures in other tones, some of it should stay.
+        stays = (spoiled == clean).flatten(1).all(1)[:, None, None, None]
+        toned = faded(clean, rng, config.faded)
+        parts.append((torch.where(stays, toned, clean), torch.where(stays, toned, spoiled)))
         clean, spoiled = (
             torch.cat(part).contiguous(memory_format=torch.channels_last)
             for part in zip(*parts, strict=True)
