@@ -354,7 +354,7 @@ class Mixture:
                 parts.append((clean, rehaze(clean, depth, rng)))
         clean, depth = self.photographs.batch(left + 1, side, rng)
         spoiled = degrade(clean, rng, config.clean, depth)
-        # Only what stays clean: were haze lifted from pictures in other tones, some of it should stay.
+        # Not what is made hazy: to restore a lifted black would be to leave some of the haze.
         stays = (spoiled == clean).flatten(1).all(1)[:, None, None, None]
         toned = faded(clean, rng, config.faded)
         parts.append((torch.where(stays, toned, clean), torch.where(stays, toned, spoiled)))
